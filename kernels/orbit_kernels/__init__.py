@@ -1,0 +1,27 @@
+"""Number formats and the operations on them: what a packed byte means, and what is computed with it.
+
+Knows only torch. Every operation here is the readable reference; a fast path has the same signature and is held to it.
+"""
+
+from .formats import FORMATS, FormatError, FormatSpec, PackedWeight, dequantize, detect, quantize, read
+from .linear import linear
+from .lora import lora_delta
+from .oft import cayley_neumann, orthogonality_error, rotate, skew, skew_norm
+
+__all__ = [
+    "FORMATS",
+    "FormatError",
+    "FormatSpec",
+    "PackedWeight",
+    "cayley_neumann",
+    "dequantize",
+    "detect",
+    "linear",
+    "lora_delta",
+    "orthogonality_error",
+    "quantize",
+    "read",
+    "rotate",
+    "skew",
+    "skew_norm",
+]

@@ -1,0 +1,62 @@
+"""Two 4-bit codes per byte, and what an E2M1 code means.
+
+Byte order: the low nibble is the even column. An int32 word of INT4 is four such bytes, little-endian, so the same
+routine serves all three 4-bit formats: nibble i of a word sits at bits 4i.
+
+E2M1 (OCP Microscaling Formats v1.0, section 5.3.3): bit 3 is the sign, bits 2..0 index the magnitudes below.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+
+import torch
+from torch import Tensor
+
+E2M1_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+E2M1_MAX = 6.0
+# The magnitude index of x is the number of these bounds that x passes. A tie goes to the neighbour with an even code
+# (round half to even), so bounds alternate between "must exceed" and "may equal".
+_BOUNDS = ((0.25, False), (0.75, True), (1.25, False), (1.75, True), (2.5, False), (3.5, True), (5.0, False))
+
+if sys.byteorder != "little":
+    raise ImportError("orbit_kernels reads packed int32 words as bytes and needs a little-endian host")
+
+
+def unpack_nibbles(packed: Tensor) -> Tensor:
+    """Any integer tensor [rows, words] -> uint8 codes 0..15, [rows, 2 * bytes per row]."""
+    octets = packed.contiguous().view(torch.uint8)
+    return torch.stack((octets & 0xF, octets >> 4), dim=-1).view(packed.shape[0], -1)
+
+
+def pack_nibbles(codes: Tensor) -> Tensor:
+    """uint8 codes 0..15 [rows, even cols] -> uint8 bytes [rows, cols / 2]."""
+    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+
+
+def encode_e2m1(values: Tensor) -> Tensor:
+    """float values -> uint8 codes 0..15 of the nearest E2M1 number; ties to even, beyond 6 saturates.
+
+    A negative value that rounds to zero keeps its sign (code 8), as it does in compressed-tensors; -0.0 itself is 0.
+    """
+    magnitude = values.abs()
+    index = torch.zeros_like(values, dtype=torch.uint8)
+    for bound, may_equal in _BOUNDS:
+        index += magnitude >= bound if may_equal else magnitude > bound
+    return index | ((values < 0).to(torch.uint8) << 3)
+
+
+def decode_e2m1(packed: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 bytes [rows, cols / 2] -> the E2M1 numbers [rows, cols], exact in every float dtype."""
+    pairs = _e2m1_pairs(dtype, packed.device)
+    return pairs[packed.to(torch.int32)].view(packed.shape[0], -1)
+
+
+@cache
+def _e2m1_pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[256, 2]: what the low and the high nibble of each byte stand for."""
+    with torch.inference_mode(False):  # a cached inference tensor could not be used under autograd later
+        values = [*E2M1_MAGNITUDES, *(-magnitude for magnitude in E2M1_MAGNITUDES)]
+        table = [[values[byte & 0xF], values[byte >> 4]] for byte in range(256)]
+        return torch.tensor(table, dtype=dtype, device=device)
