@@ -1,0 +1,250 @@
+"""A BF16 (FP16, FP32) Hugging Face directory -> the same model with its linears in a packed format, streaming.
+
+Rows pass through in slabs of about a million elements, so that memory stays far below the largest tensor whatever the
+model's size. Rows are independent in INT4 and MXFP4 and independent per 128 in FP8. NVFP4 has one scale per tensor:
+a first pass takes the magnitude, over all of q/k/v and over gate/up together, because serving engines fuse those and
+keep a single scale for the fused weight.
+
+What is quantised: two-dimensional weights of the projections (and of an untied lm_head, when the ignore list lets
+it); never embeddings, norms or routers. Everything else is written as BF16. Fused three-dimensional experts, as
+transformers 5 keeps them in memory, are written under the published per-expert names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from orbit_kernels import FormatError, FormatSpec, PackedWeight, quantize
+from torch import Tensor
+
+from orbit_core.checkpoints.base import LINEARS
+from orbit_core.checkpoints.hf import SHARD_BYTES, HFCheckpoint, HFWriter, copy_companions, write_json
+from orbit_core.checkpoints.quantization import is_ignored, quantization_config, stored_tensors
+from orbit_core.checkpoints.tensorfile import TensorMeta
+from orbit_core.errors import InputError
+from orbit_core.recipe import Precision
+
+SLAB_ELEMENTS = 1 << 20
+_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+_FUSED_EXPERTS = re.compile(r"(?P<prefix>.*\.mlp\.experts)\.(?P<kind>gate_up_proj|down_proj)(\.weight)?")
+_SHARED_SCALE = re.compile(r"\.(q_proj|k_proj|v_proj|gate_proj|up_proj)$")  # siblings that engines fuse
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows [start, stop) of a stored matrix: one weight of the published layout, wherever it lies.
+
+    A fused expert tensor [experts, out, in] is read as [experts * out, in].
+    """
+
+    tensor: str
+    start: int
+    stop: int
+    width: int  # 0 for what has no second dimension
+
+
+def quantize_checkpoint(
+    source: HFCheckpoint,
+    directory: Path,
+    precision: Precision,
+    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> dict[str, Any]:
+    """Write `directory` as a HF checkpoint of `source` in `precision`; returns facts about it.
+
+    Raises InputError naming the tensor: a width that does not divide into groups, NaN or infinity, dtypes other than
+    bf16, fp16, fp32, a base that is quantised already.
+    """
+    spec = FormatSpec(precision.format, precision.group)
+    sources = dict(_published(source))
+    targets = {name: _spec_of(name, sources[name], spec, precision) for name in sources}
+    plan: dict[str, TensorMeta] = {}
+    for name, where in sources.items():
+        plan.update(_planned(source, name, where, targets[name]))
+    shared = _shared_magnitudes(source, sources, targets) if spec.name == "nvfp4" else {}
+
+    with HFWriter(directory, plan, max_shard_bytes) as writer:
+        for done, (name, where) in enumerate(sources.items()):
+            progress(done, len(sources), name)
+            target = targets[name]
+            if target is None:
+                _copy_plain(source, where, name, writer)
+            else:
+                _pack(source, where, name, target, shared.get(_family(name)), writer)
+    packed = [name.removesuffix(".weight") for name, target in targets.items() if target is not None]
+    write_json(directory / "config.json", _config(source, spec, targets))
+    copy_companions(source.directory, directory)
+    return {
+        "format": spec.name,
+        "group_size": spec.group_size,
+        "quantized_modules": len(packed) if spec.name != "bf16" else 0,
+        "tensors": len(plan),
+        "bytes_before": sum(meta.nbytes for meta in source.metas.values()),
+        "bytes_after": sum(meta.nbytes for meta in plan.values()),
+        "passed_through": False,
+    }
+
+
+def _published(source: HFCheckpoint) -> Iterator[tuple[str, Source]]:
+    """(published tensor name, where its rows lie); fused experts are taken apart."""
+    arch = source.architecture
+    for name, meta in source.metas.items():
+        if meta.dtype not in _FLOATS:
+            raise InputError(f"tensor {name}", "bf16, fp16 or fp32", str(meta.dtype), "give an unquantised base")
+        fused = _FUSED_EXPERTS.fullmatch(name)
+        if fused is None or len(meta.shape) != 3:
+            rows = meta.shape[0] if meta.shape else 1
+            yield name, Source(name, 0, rows, meta.shape[1] if len(meta.shape) == 2 else 0)
+            continue
+        gate_up = fused["kind"] == "gate_up_proj"
+        inner = arch.expert_intermediate
+        wanted = (arch.experts, 2 * inner, arch.hidden) if gate_up else (arch.experts, arch.hidden, inner)
+        if meta.shape != wanted:
+            raise InputError(f"tensor {name}", f"shape {wanted}", str(meta.shape))
+        parts = ("gate_proj", "up_proj") if gate_up else ("down_proj",)
+        rows = meta.shape[1] // len(parts)
+        for expert in range(arch.experts):
+            for index, part in enumerate(parts):
+                start = expert * meta.shape[1] + index * rows
+                yield f"{fused['prefix']}.{expert}.{part}.weight", Source(name, start, start + rows, meta.shape[2])
+
+
+def _spec_of(name: str, where: Source, spec: FormatSpec, precision: Precision) -> FormatSpec | None:
+    """The format that a tensor is to have, or None when it stays plain."""
+    module, _, suffix = name.rpartition(".")
+    if suffix != "weight" or where.width == 0:
+        return None
+    if module.rpartition(".")[2] not in LINEARS and module != "lm_head":
+        return None
+    if is_ignored(module, precision.ignore):
+        return None
+    if spec.name in ("int4", "nvfp4", "mxfp4") and where.width % spec.group_size:
+        raise InputError(
+            f"tensor {name} [{where.stop - where.start}, {where.width}]",
+            f"an input width divisible by {spec.name}'s group size {spec.group_size}",
+            f"{where.width}",
+            "choose a smaller group_size or another format, or add the module to precision.ignore",
+        )
+    return spec
+
+
+def _planned(source: HFCheckpoint, name: str, where: Source, target: FormatSpec | None) -> dict[str, TensorMeta]:
+    if target is None:
+        rows = where.stop - where.start
+        shape = (rows, where.width) if where.width else source.metas[where.tensor].shape
+        return {name: TensorMeta(torch.bfloat16, shape)}
+    module = name.removesuffix(".weight")
+    shape = (where.stop - where.start, where.width)
+    return {f"{module}.{suffix}": meta for suffix, meta in stored_tensors(target, shape).items()}
+
+
+def _slabs(source: HFCheckpoint, where: Source, name: str) -> Iterator[Tensor]:
+    """The rows of a weight as [n, width] pieces of its own dtype, n a multiple of 128 but for the last."""
+    step = max(128, SLAB_ELEMENTS // max(where.width, 1) // 128 * 128)
+    matrix = source.stored[where.tensor].matrix(where.width)
+    for start in range(where.start, where.stop, step):
+        stop = min(start + step, where.stop)
+        slab = matrix.rows(start, stop)
+        _require_finite(slab, name)
+        yield slab
+
+
+def _copy_plain(source: HFCheckpoint, where: Source, name: str, writer: HFWriter) -> None:
+    if where.width == 0:
+        whole = source.tensor(where.tensor)
+        _require_finite(whole, name)
+        writer.add(name, _to_bf16(whole, name))
+        return
+    for slab in _slabs(source, where, name):
+        writer.append(name, _to_bf16(slab, name))
+
+
+def _require_finite(values: Tensor, name: str) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise InputError(f"tensor {name}", "finite numbers", "NaN or infinity", "the base is damaged; fetch it again")
+
+
+def _to_bf16(values: Tensor, name: str) -> Tensor:
+    rounded = values.to(torch.bfloat16)
+    if values.dtype == torch.float32 and not bool(torch.isfinite(rounded).all()):
+        raise InputError(f"tensor {name}", "numbers that BF16 can hold", "a magnitude above 3.39e38")
+    return rounded
+
+
+def _pack(
+    source: HFCheckpoint, where: Source, name: str, spec: FormatSpec, magnitude: Tensor | None, writer: HFWriter
+) -> None:
+    """Quantise one weight slab by slab and write its tensors."""
+    module = name.removesuffix(".weight")
+    shape = (where.stop - where.start, where.width)
+    whole: dict[str, Tensor] = {}  # per-tensor values: written once
+    for slab in _slabs(source, where, name):
+        try:
+            packed = _quantize_slab(slab, spec, magnitude)
+        except FormatError as error:
+            raise InputError(f"tensor {name}", f"a weight that {spec.name} can hold", str(error)) from None
+        for suffix, tensor in packed.tensors.items():
+            if suffix == "weight_shape":
+                whole[suffix] = torch.tensor(shape, dtype=tensor.dtype)
+            elif suffix == "weight_global_scale":
+                whole[suffix] = tensor
+            else:
+                writer.append(f"{module}.{suffix}", tensor)
+    for suffix, tensor in whole.items():
+        writer.add(f"{module}.{suffix}", tensor)
+
+
+def _quantize_slab(slab: Tensor, spec: FormatSpec, magnitude: Tensor | None) -> PackedWeight:
+    """A slab of rows. With a magnitude it carries one row more, which gives it the whole tensor's scale."""
+    if magnitude is None:
+        return quantize(slab, spec)
+    carrier = torch.zeros(1, slab.shape[1])
+    carrier[0, 0] = magnitude
+    packed = quantize(torch.cat([slab.float(), carrier]), spec)
+    rows = {key: tensor if key == "weight_global_scale" else tensor[:-1] for key, tensor in packed.tensors.items()}
+    return PackedWeight(spec, (slab.shape[0], slab.shape[1]), rows)
+
+
+def _shared_magnitudes(
+    source: HFCheckpoint, sources: dict[str, Source], targets: dict[str, FormatSpec | None]
+) -> dict[str, Tensor]:
+    """Family of weights that share an NVFP4 global scale -> their largest magnitude, float32."""
+    largest: dict[str, Tensor] = {}
+    for name, where in sources.items():
+        if targets[name] is None:
+            continue
+        for slab in _slabs(source, where, name):
+            amax = slab.abs().amax().float()
+            largest[_family(name)] = torch.maximum(largest.get(_family(name), amax), amax)
+    return largest
+
+
+def _family(name: str) -> str:
+    module = name.removesuffix(".weight")
+    return _SHARED_SCALE.sub("", module) if _SHARED_SCALE.search(module) else module
+
+
+def _config(source: HFCheckpoint, spec: FormatSpec, targets: dict[str, FormatSpec | None]) -> dict[str, Any]:
+    unquantized = [
+        name.removesuffix(".weight")
+        for name, target in targets.items()
+        if target is None and name.endswith(".weight") and _is_linear_or_router(name)
+    ]
+    if "lm_head.weight" not in targets:
+        unquantized.append("lm_head")  # tied: readers see a Linear all the same
+    config = {key: value for key, value in source.config.items() if key not in ("torch_dtype", "quantization_config")}
+    config["dtype"] = "bfloat16"
+    block = quantization_config(spec, unquantized)
+    if block is not None:
+        config["quantization_config"] = block
+    return config
+
+
+def _is_linear_or_router(name: str) -> bool:
+    module = name.removesuffix(".weight")
+    return module.rpartition(".")[2] in LINEARS or module == "lm_head" or module.endswith(".mlp.gate")

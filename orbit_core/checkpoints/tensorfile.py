@@ -1,0 +1,234 @@
+"""Bytes of tensors in files: where each lies, rows of one at a time, and a safetensors writer that streams.
+
+A safetensors file is a little-endian u64 header length, a JSON header {name: {dtype, shape, data_offsets}} and the
+bytes. Reading is pread into fresh memory: no mmap whose pages outlive a tensor, nothing unpickled, no more than the
+rows asked for. Writing needs every shape beforehand, so it starts from a plan; then tensors come in any order, and the
+rows of one tensor in as many pieces as one likes. Equal plans and values give equal files, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orbit_core.errors import InputError
+
+DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_HEADER = 100_000_000  # the limit of the safetensors library
+
+
+@dataclass(frozen=True)
+class TensorMeta:
+    """What a tensor is, without its values."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorMeta:
+        return cls(tensor.dtype, tuple(tensor.shape))
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor whose bytes lie contiguously, row-major, at `offset` of `file`."""
+
+    file: Path
+    offset: int
+    meta: TensorMeta
+
+    def read(self) -> Tensor:
+        """The whole tensor, in memory of its own."""
+        return self._read(self.meta.shape, self.offset)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """[stop - start, ...]: rows along the first dimension."""
+        first, *rest = self.meta.shape
+        if not 0 <= start <= stop <= first:
+            raise IndexError(f"rows {start}:{stop} of {first}")
+        row_bytes = math.prod(rest) * self.meta.dtype.itemsize
+        return self._read((stop - start, *rest), self.offset + start * row_bytes)
+
+    def matrix(self, width: int) -> StoredTensor:
+        """The same bytes as a matrix [-1, width]."""
+        count = math.prod(self.meta.shape) // width
+        return StoredTensor(self.file, self.offset, TensorMeta(self.meta.dtype, (count, width)))
+
+    def _read(self, shape: tuple[int, ...], offset: int) -> Tensor:
+        tensor = torch.empty(shape, dtype=self.meta.dtype)
+        view = as_bytes(tensor)
+        with open(self.file, "rb", buffering=0) as file:
+            file.seek(offset)
+            done = 0
+            while done < len(view):
+                count = file.readinto(view[done:])
+                if not count:
+                    raise InputError(f"{self.file}", f"{len(view)} bytes at {offset}", f"{done}: truncated")
+                done += count
+        return tensor
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, without a copy."""
+    if tensor.numel() == 0:
+        return memoryview(b"")
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+
+
+def regular_file(directory: Path, name: str) -> Path:
+    """`directory`/`name`, refused unless it is a regular file that lies in that directory itself."""
+    path = directory / name
+    if not name or name in (".", "..") or Path(name).name != name or "\0" in name:
+        raise InputError(f"{directory}: file name {name!r}", "a file of that directory", "a path that leads elsewhere")
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        raise InputError(f"{path}", "a file", "nothing there", "fetch the missing file") from None
+    if stat.S_ISLNK(mode):
+        raise InputError(f"{path}", "a regular file", "a symbolic link", f"copy the files: cp -rL {directory} COPY")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}", "a regular file", "something else")
+    return path
+
+
+def read_json(directory: Path, name: str) -> dict[str, Any]:
+    """A JSON object from a file of `directory`."""
+    path = regular_file(directory, name)
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}", "JSON", str(error)) from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}", "a JSON object", type(content).__name__)
+    return content
+
+
+def read_safetensors(directory: Path, name: str) -> dict[str, StoredTensor]:
+    """All tensors of one safetensors file, in the order of their bytes; only the header is read.
+
+    Raises InputError for a file that is truncated, has bytes that belong to nothing, or a header that contradicts
+    itself.
+    """
+    path = regular_file(directory, name)
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if len(prefix) < 8 or 8 + length > size:
+            raise InputError(f"{path}", "a whole safetensors file", f"{size} bytes: truncated", "fetch the file again")
+        if length > _MAX_HEADER:
+            raise InputError(f"{path}", "a safetensors header", f"a header of {length} bytes")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        entries = [(key, TensorMeta(DTYPES[e["dtype"]], tuple(e["shape"])), e["data_offsets"])
+                   for key, e in header.items() if key != "__metadata__"]  # fmt: skip
+        entries.sort(key=lambda entry: (entry[2][0], entry[2][1]))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise InputError(f"{path}", "a safetensors header", f"{type(error).__name__}: {error}") from None
+    base, position, tensors = 8 + length, 0, {}
+    for key, meta, (start, stop) in entries:
+        sane = all(isinstance(n, int) and n >= 0 for n in (*meta.shape, start, stop))
+        if not sane or start != position:
+            found = f"shape {meta.shape}, bytes {start}:{stop}"
+            raise InputError(f"{path}: tensor {key}", f"bytes from {position} on, without gap or overlap", found)
+        if stop - start != meta.nbytes:
+            raise InputError(f"{path}: tensor {key}", f"{meta.nbytes} bytes for {meta.shape}", f"{stop - start}")
+        position = stop
+        tensors[key] = StoredTensor(path, base + start, meta)
+    if base + position != size:
+        state = "truncated" if base + position > size else "too long"
+        raise InputError(f"{path}", f"{base + position} bytes", f"{size}: {state}", "fetch the file again")
+    return tensors
+
+
+class SafetensorsWriter:
+    """Fills one planned file; `path` exists from the start and is whole only after `close`."""
+
+    def __init__(self, path: Path, plan: Mapping[str, TensorMeta], metadata: Mapping[str, str]) -> None:
+        # widest dtype first, as the safetensors library does: every tensor is aligned to its own width
+        names = sorted(plan, key=lambda name: (-plan[name].dtype.itemsize, name))
+        header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+        position = 0
+        for name in names:
+            meta = plan[name]
+            end = position + meta.nbytes
+            header[name] = {
+                "dtype": NAMES[meta.dtype],
+                "shape": list(meta.shape),
+                "data_offsets": [position, end],
+            }
+            position = end
+        raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        raw += b" " * (-len(raw) % 8)
+        base = 8 + len(raw)
+        self._path = path
+        self._ends = {name: base + header[name]["data_offsets"][1] for name in names}
+        self._next = {name: base + header[name]["data_offsets"][0] for name in names}
+        self._plan = dict(plan)
+        self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - closed by close()
+        self._file.write(struct.pack("<Q", len(raw)) + raw)
+        self._file.truncate(base + position)
+
+    def append(self, name: str, rows: Tensor) -> None:
+        """The next rows of tensor `name` (all of them, if one likes)."""
+        meta, found = self._plan[name], TensorMeta.of(rows)
+        start, room = self._next[name], self._ends[name] - self._next[name]
+        fits = found.dtype == meta.dtype and found.shape[1:] == meta.shape[1:] and found.nbytes <= room
+        if not fits or rows.dim() != len(meta.shape):
+            raise ValueError(f"{name}: planned {meta} with {room} bytes to come, given {found}")
+        view = as_bytes(rows.contiguous())
+        self._file.seek(start)
+        done = 0
+        while done < len(view):
+            done += self._file.write(view[done:])
+        self._next[name] = start + found.nbytes
+
+    def close(self) -> None:
+        """Make the file durable. Raises ValueError when planned rows never came."""
+        missing = [name for name, position in self._next.items() if position != self._ends[name]]
+        if missing:
+            raise ValueError(f"{self._path}: {len(missing)} tensors are not whole, first {missing[0]}")
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def abort(self) -> None:
+        """Let go of a file that will not be finished."""
+        self._file.close()
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Sorted so that layer 2 comes before layer 10."""
+    return sorted(names, key=lambda name: [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in name.split(".")])

@@ -1,0 +1,150 @@
+"""A `torch_dist` checkpoint on disk: torch.distributed.checkpoint (DCP) files as Megatron-Core writes and reads them.
+
+    __0_N.distcp    one torch.save archive per chunk, back to back
+    .metadata       DCP's index: a pickle, by DCP's design
+    common.pt       what Megatron-Core keeps beside tensors; metadata.json: which format this is
+    orbit.json      our index: every chunk's parts, fusion, dtype and the place of its raw bytes
+
+The pickles are written for Megatron and never read here: an archive stores its tensor as one uncompressed record, and
+orbit.json says where that record lies, so reading is a seek and needs no unpickler at all. Chunks are written one at a
+time; memory is one fused tensor with its parts. Nothing in the files depends on time or place, so equal inputs give
+equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from orbit_core.checkpoints.layout import Chunk, MegatronTensor
+from orbit_core.checkpoints.tensorfile import TensorMeta
+
+FILE_BYTES = 5 * 10**9
+_RECORD = "archive/data/0"
+_LOCAL_HEADER = 30  # bytes of a zip entry's fixed local header; two lengths at 26 say how much follows
+
+
+def write_chunks(
+    directory: Path,
+    tensors: Mapping[str, MegatronTensor],
+    make: Callable[[Chunk], Tensor],
+    progress: Callable[[int, int, str], None],
+    max_file_bytes: int = FILE_BYTES,
+) -> dict[str, list[dict[str, Any]]]:
+    """Write all chunks and DCP's metadata; returns key -> per chunk {file, archive: [offset, length], bytes: [offset,
+    length]} for orbit.json."""
+    places: dict[str, list[dict[str, Any]]] = {}
+    files: list[IO[bytes]] = []
+    try:
+        for done, (key, tensor) in enumerate(tensors.items()):
+            progress(done, len(tensors), key)
+            places[key] = []
+            for chunk in tensor.chunks:
+                if not files or files[-1].tell() >= max_file_bytes:
+                    files.append(open(directory / f"__0_{len(files)}.distcp", "x+b"))  # noqa: SIM115
+                place = _write_archive(files[-1], make(chunk))
+                places[key].append({"file": f"__0_{len(files) - 1}.distcp", **place})
+    finally:
+        for file in files:
+            file.close()
+    _write_metadata(directory, tensors, places)
+    return places
+
+
+class _Tail:
+    """A file from byte `start` on, as a file of its own: later releases of Python refuse a zip64 archive that other
+    bytes stand before."""
+
+    def __init__(self, file: IO[bytes], start: int) -> None:
+        self._file, self._start = file, start
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset + (self._start if whence == 0 else 0), whence) - self._start
+
+    def tell(self) -> int:
+        return self._file.tell() - self._start
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+    def seekable(self) -> bool:
+        return True
+
+
+def _write_archive(file: IO[bytes], tensor: Tensor) -> dict[str, Any]:
+    """Append one tensor as torch.save does, and find where its raw bytes came to lie."""
+    start = file.tell()
+    torch.save(tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor, file)
+    end = file.tell()
+    with zipfile.ZipFile(_Tail(file, start)) as archive:
+        entry = archive.getinfo(_RECORD)
+    header = start + entry.header_offset
+    file.seek(header)
+    name_length, extra_length = struct.unpack("<HH", file.read(_LOCAL_HEADER)[26:30])
+    offset = header + _LOCAL_HEADER + name_length + extra_length
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != tensor.nbytes:
+        raise RuntimeError(f"torch.save wrote {entry.file_size} bytes for a tensor of {tensor.nbytes}")
+    file.seek(end)
+    return {"archive": [start, end - start], "bytes": [offset, tensor.nbytes]}
+
+
+def _write_metadata(
+    directory: Path, tensors: Mapping[str, MegatronTensor], places: Mapping[str, list[dict[str, Any]]]
+) -> None:
+    # DCP imports most of torch.distributed (0.7 s): only whoever writes pays for it
+    from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+    from torch.distributed.checkpoint.metadata import (
+        ChunkStorageMetadata,
+        Metadata,
+        MetadataIndex,
+        StorageMeta,
+        TensorProperties,
+        TensorStorageMetadata,
+    )
+
+    state: dict[str, Any] = {}
+    storage: dict[Any, Any] = {}
+    for key, tensor in tensors.items():
+        chunks = [ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.sizes)) for c in tensor.chunks]
+        properties = TensorProperties(dtype=tensor.meta.dtype)
+        state[key] = TensorStorageMetadata(properties, torch.Size(tensor.meta.shape), chunks)
+        for index, (chunk, place) in enumerate(zip(tensor.chunks, places[key], strict=True)):
+            info = _StorageInfo(place["file"], *place["archive"])
+            storage[MetadataIndex(key, chunk.offsets, index)] = info
+    metadata = Metadata(
+        state_dict_metadata=state,
+        planner_data={key: (key,) for key in tensors},
+        storage_data=storage,
+        storage_meta=StorageMeta(),
+        version=CURRENT_DCP_VERSION,
+    )
+    with open(directory / ".metadata", "xb") as file:
+        pickle.dump(metadata, file, protocol=2)
+    torch.save({"iteration": 0, "checkpoint_version": 3.0}, directory / "common.pt")
+    about = {
+        "sharded_backend": "torch_dist",
+        "sharded_backend_version": 1,
+        "common_backend": "torch",
+        "common_backend_version": 1,
+    }
+    (directory / "metadata.json").write_text(json.dumps(about))
+
+
+def dtype_from(name: str) -> torch.dtype:
+    """torch dtype from the name that orbit.json carries, e.g. "float8_e4m3fn"."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"no dtype {name!r}")
+    return dtype
+
+
+def meta_to_json(meta: TensorMeta) -> dict[str, Any]:
+    return {"dtype": str(meta.dtype).removeprefix("torch."), "shape": list(meta.shape)}

@@ -1,0 +1,107 @@
+"""Step `quantize`: the base in the precision in which it is frozen, trained against and deployed.
+
+An unquantised base is quantised, streaming (checkpoints/quantizer.py). A base that already lies in the requested
+format - llmcompressor's W4A16, FP8 block and NVFP4, fine-grained FP8, ModelOpt's NVFP4, BF16 - is taken as it lies:
+every tensor is checked, no byte of it changes, and the ignore list is the base's own. A quantised base in another
+format is refused; re-quantising codes would add a second rounding to the first.
+
+Input `base`: HF directory. Output: HF directory (config.json, *.safetensors, tokenizer files).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from orbit_kernels import FormatSpec
+
+from orbit_core.checkpoints.hf import INDEX, HFCheckpoint, copy_companions
+from orbit_core.checkpoints.quantization import precision_of
+from orbit_core.checkpoints.quantizer import quantize_checkpoint
+from orbit_core.checkpoints.tensorfile import regular_file
+from orbit_core.errors import InputError, Interrupted
+from orbit_core.recipe import Precision
+from orbit_core.steps.contract import StepContext
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Facts: format, group_size, quantized_modules, tensors, bytes_before, bytes_after, passed_through."""
+    precision = Precision.model_validate(context.spec.params["precision"])
+    base = HFCheckpoint(context.inputs["base"])
+    report = reporter(context)
+    if lies_in(base, precision):
+        return _take(base, context.output, precision, report)
+    return quantize_checkpoint(base, context.output, precision, report)
+
+
+def reporter(context: StepContext) -> Callable[[int, int, str], None]:
+    """Progress of a step that goes through tensors: about a hundred events, and a stop on request between two."""
+
+    def report(done: int, total: int, name: str) -> None:
+        if context.should_stop():
+            raise Interrupted(f"step {context.spec.step}: stopped on request before {name}; run it again")
+        if done % max(1, total // 100) == 0:
+            context.progress(done, total, name)
+
+    return report
+
+
+def lies_in(base: HFCheckpoint, precision: Precision) -> bool:
+    """Whether the base is already in the requested precision.
+
+    Raises InputError when it is quantised in another one, naming the first such module.
+    """
+    wanted = FormatSpec(precision.format, precision.group)
+    if base.quantization_config is None:
+        as_published = all(meta.dtype == torch.bfloat16 and len(meta.shape) < 3 for meta in base.metas.values())
+        return wanted.name == "bf16" and as_published
+    formats, _ = precision_of(base)
+    quantized = {module: spec for module, spec in formats.items() if spec.name != "bf16"}
+    for module, spec in quantized.items():
+        if spec != wanted:
+            raise InputError(
+                f"base {base.directory}: module {module} is quantised already",
+                _describe(wanted),
+                _describe(spec),
+                f"set precision to {_describe(spec)}, or give the unquantised model",
+            )
+    if not quantized:
+        raise InputError(f"base {base.directory}", "quantised modules, as its quantization_config says", "none")
+    return True
+
+
+def _take(
+    base: HFCheckpoint, output: Path, precision: Precision, report: Callable[[int, int, str], None]
+) -> dict[str, Any]:
+    """Check every weight, then copy the files byte for byte. Copies, not links: an artifact must not change when
+    somebody rewrites the base in place."""
+    linears = base.linears()
+    quantized = 0
+    for done, module in enumerate(linears):
+        report(done, len(linears), module)
+        quantized += base.packed(module).spec.name != "bf16"
+    for name, tensor in base.load_plain():
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"tensor {name}", "finite numbers", "NaN or infinity", "the base is damaged")
+    names = [path.name for path in base.files] + ["config.json"]
+    names += [name for name in (INDEX, "hf_quant_config.json") if (base.directory / name).exists()]
+    for name in names:
+        shutil.copyfile(regular_file(base.directory, name), output / name)
+    copy_companions(base.directory, output)
+    size = sum(meta.nbytes for meta in base.metas.values())
+    return {
+        "format": precision.format,
+        "group_size": precision.group,
+        "quantized_modules": quantized,
+        "tensors": len(base.metas),
+        "bytes_before": size,
+        "bytes_after": size,
+        "passed_through": True,
+    }
+
+
+def _describe(spec: FormatSpec) -> str:
+    return f"int4 with group size {spec.group_size}" if spec.name == "int4" else spec.name
