@@ -17,7 +17,9 @@ from orbit_core.rl.types import Completion, Request
 
 
 class RolloutEngine(Protocol):
-    adapter_version: int
+    @property
+    def adapter_version(self) -> int:
+        """The active version; 0 before anything was activated."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, greedy: bool = False) -> list[Completion]:
         """Completions in the order of the requests; deterministic in the requests' keys."""

@@ -1,0 +1,1 @@
+"""Transformers models with packed linears: the skeleton is transformers', the weights are a checkpoint's bytes."""

@@ -1,0 +1,52 @@
+"""Which models are computed, and their empty skeletons.
+
+The concrete classes of transformers are imported, never AutoModel: that is faster, and no code of a checkpoint can run.
+A skeleton stands on the meta device, so building one costs no memory; its weights come from `loading`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from orbit_core.errors import InputError
+
+FAMILIES = {"qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe", "llama": "Llama"}
+_FIXED_ROPE = ("default", "linear", "llama3", "yarn")  # others change with the length of the batch
+
+
+def build_skeleton(config: Mapping[str, Any]) -> nn.Module:
+    """A `...ForCausalLM` on the meta device, in eval mode, from the contents of a config.json.
+
+    Raises InputError for a family, a position encoding or an attention window that is not computed here.
+    """
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise InputError("config.json model_type", f"one of {', '.join(FAMILIES)}", repr(family))
+    if config.get("auto_map"):
+        raise InputError("config.json auto_map", "none: no code of a checkpoint is run", str(config["auto_map"]))
+    package = f"transformers.models.{family}"
+    config_class = getattr(importlib.import_module(f"{package}.configuration_{family}"), f"{FAMILIES[family]}Config")
+    model_class = getattr(importlib.import_module(f"{package}.modeling_{family}"), f"{FAMILIES[family]}ForCausalLM")
+    plain = {key: value for key, value in config.items() if key not in ("quantization_config", "torch_dtype", "dtype")}
+    typed = config_class(**plain)
+    if getattr(typed, "sliding_window", None):
+        raise InputError("config.json sliding_window", "full attention", f"a window of {typed.sliding_window}")
+    rope = typed.rope_parameters["rope_type"]
+    if rope not in _FIXED_ROPE:
+        raise InputError("config.json rope_type", f"one of {', '.join(_FIXED_ROPE)}", repr(rope))
+    typed._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        model = model_class(typed)
+    return model.requires_grad_(False).eval()
+
+
+def fresh_rotary(model: nn.Module, device: torch.device) -> None:
+    """Give the skeleton a rotary embedding with real frequencies: they are derived, not stored in checkpoints."""
+    decoder: Any = model.model
+    with torch.device(device):
+        decoder.rotary_emb = type(decoder.rotary_emb)(config=model.config)
