@@ -1,0 +1,116 @@
+"""train: the RL loop on the frozen base, committed step by step to the store; the output is the last step's adapter.
+
+The run's id is the beginning of this step's digest, so that a second try of the same spec, on whatever machine, finds
+the commits of the first and goes on. Rollouts and trainer state are in the store, not in the artifact:
+
+    adapter/        PEFT directory
+    metrics.jsonl   one row per step
+    summary.json    the facts
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, TypeAdapter
+
+from orbit_core.adapters.peft_io import load_adapter, save_adapter
+from orbit_core.data.encode import encode_prompt, load_tokenizer
+from orbit_core.data.prompts import read_prompts
+from orbit_core.errors import OrbitError
+from orbit_core.recipe import Adapter, Algorithm, Engines, Reward, Section
+from orbit_core.rl.loop import Loop
+from orbit_core.rl.recorder import Recorder
+from orbit_core.rl.rewards import Judge
+from orbit_core.rollout import load_rollout_engine
+from orbit_core.steps.contract import StepContext
+from orbit_core.store import open_store
+from orbit_core.store.rollouts import Commit
+from orbit_core.trainers import load_trainer
+
+
+class Params(Section):
+    adapter: Adapter
+    algorithm: Algorithm
+    reward: Reward
+    engines: Engines
+    seed: int = Field(ge=0)
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    params = TypeAdapter(Params).validate_python(context.spec.params)
+    run_id = context.spec.digest[:16]
+    loop = _make_loop(context, params, run_id)
+    total = params.algorithm.steps
+    context.progress(0, total, f"run {run_id}: {len(loop.prompts)} prompts")
+    last = loop.run(context.should_stop, lambda commit: _report(context, commit, total))
+
+    commits = list(loop.recorder.reader.commits())
+    written = save_adapter(context.output / "adapter", loop.trainer.export_adapter(), params.adapter)
+    if written != last.adapter_digest:
+        raise OrbitError(f"adapter of run {run_id}: expected digest {last.adapter_digest}, found {written} as written")
+    _write_metrics(context.output / "metrics.jsonl", commits)
+    facts = summarise(commits, last)
+    (context.output / "summary.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return facts
+
+
+def _make_loop(context: StepContext, params: Params, run_id: str) -> Loop:
+    quantized, converted = context.inputs["quantized"], context.inputs["converted"]
+    prompts = read_prompts(context.inputs["data"] / "train.parquet")
+    tokenizer = load_tokenizer(quantized)
+    judge = Judge(params.reward)  # before the engines: a reward that cannot be made should not cost their start
+    trainer = load_trainer(params.engines, converted, quantized, params.adapter, params.seed)
+    if "warm_start" in context.inputs:
+        trainer.load_adapter(load_adapter(context.inputs["warm_start"], params.adapter))
+    return Loop(
+        trainer,
+        [load_rollout_engine(params.engines, quantized, params.adapter)],
+        prompts,
+        encode=lambda prompt: encode_prompt(prompt, tokenizer),
+        decode=tokenizer.decode,
+        judge=judge,
+        algorithm=params.algorithm,
+        seed=params.seed,
+        recorder=Recorder(open_store(context.spec.store), run_id, context.spec.inputs["quantized"].digest),
+    )
+
+
+def _report(context: StepContext, commit: Commit, total: int) -> None:
+    metrics = commit.metrics
+    message = f"reward {metrics['reward_mean']:.3f}, accuracy {metrics['accuracy']:.3f}"
+    context.progress(commit.step + 1, total, message, reward=metrics["reward_mean"], accuracy=metrics["accuracy"])
+
+
+def _write_metrics(path: Path, commits: Sequence[Commit]) -> None:
+    rows = [json.dumps({"step": commit.step, **commit.metrics}, sort_keys=True) for commit in commits]
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def summarise(commits: Sequence[Commit], last: Commit) -> dict[str, Any]:
+    """The facts of a run, from the commits of all its steps. The mean gap is over tokens, not over steps."""
+
+    def series(name: str) -> list[float]:
+        return [commit.metrics[name] for commit in commits if name in commit.metrics]
+
+    tokens, gaps = series("scored_tokens"), series("logprob_gap_mean")
+    phases = sorted({name for commit in commits for name in commit.metrics if name.startswith("seconds_")})
+    return {
+        "run": last.run,
+        "steps": len(commits),
+        "rows": sum(commit.rows for commit in commits),
+        "rows_trained": int(sum(series("rows_trained"))),
+        "reward_first": series("reward_mean")[0],
+        "reward_last": series("reward_mean")[-1],
+        "accuracy_first": series("accuracy")[0],
+        "accuracy_last": series("accuracy")[-1],
+        "logprob_gap_mean": sum(n * gap for n, gap in zip(tokens, gaps, strict=True)) / max(1.0, sum(tokens)),
+        "logprob_gap_max": max(series("logprob_gap_max")),
+        "max_orthogonality_error": max(series("max_orthogonality_error"), default=None),
+        "adapter_digest": last.adapter_digest,
+        "adapter_version": last.adapter_version,
+        "seconds": {name.removeprefix("seconds_"): round(sum(series(name)), 3) for name in phases},
+    }

@@ -1,0 +1,114 @@
+"""Runs the bandit loop once undisturbed, then once per boundary: killed there by SIGKILL, started again, compared.
+
+Every boundary is a child made by fork, so that torch is imported once. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT), str(ROOT / "kernels")]
+
+import torch  # noqa: E402
+from bandit import BanditEngine, BanditTrainer, bandit_loop  # noqa: E402
+
+from orbit_core.store import open_store  # noqa: E402
+from orbit_core.store.rollouts import TIMING_COLUMNS, RolloutReader  # noqa: E402
+
+torch.set_num_threads(1)
+CALLS = {
+    BanditEngine: ("generate", "stage_adapter", "activate_adapter"),
+    BanditTrainer: ("score", "update", "export_adapter", "state", "load_state"),
+}
+
+
+class Boundary:
+    """Counts the boundaries that a run passes and kills the process at number `at`."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at, self.passed = at, []
+
+    def tick(self, name: str) -> None:
+        if len(self.passed) == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.passed.append(name)
+
+    def around(self, owner: object, name: str) -> None:
+        """Boundaries before and after a call; only the store's calls leave something behind, so only they have both."""
+        original, leaves_traces = getattr(owner, name), not isinstance(owner, tuple(CALLS))
+
+        def counted(*args, **kwargs):
+            self.tick(name)
+            result = original(*args, **kwargs)
+            if leaves_traces:
+                self.tick(name)
+            return result
+
+        setattr(owner, name, counted)
+
+
+def run(folder: Path, kill_at: int | None) -> list[str]:
+    boundary = Boundary(kill_at)
+    store, trainer, engine = open_store(folder), BanditTrainer(), BanditEngine()
+    for name in CALLS[BanditTrainer]:
+        boundary.around(trainer, name)
+    for name in CALLS[BanditEngine]:
+        boundary.around(engine, name)
+    for name in ("put_if_absent", "delete"):
+        boundary.around(store, name)
+    os.fsync = lambda descriptor: None  # SIGKILL loses no written page; a power cut is not what is tried here
+    for name in ("link", "fsync"):  # inside the store's writes: temporary file made, named, made durable
+        boundary.around(os, name)
+    bandit_loop(store, trainer=trainer, engines=[engine]).run()
+    return boundary.passed
+
+
+def killed_in_child(folder: Path, kill_at: int) -> bool:
+    child = os.fork()
+    if child == 0:
+        run(folder, kill_at)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def outcome(folder: Path) -> dict:
+    """Everything that a run leaves behind, but wall clock."""
+    store = open_store(folder)
+    reader = RolloutReader(store, "bandit")
+    commits = list(reader.commits())
+    return {
+        "files": store.list(),
+        "commits": [{**c.model_dump(exclude={"metrics", "previous"}), "metrics": timeless(c.metrics)} for c in commits],
+        "rows": [reader.rows(c.step).drop_columns(list(TIMING_COLUMNS)).to_pylist() for c in commits],
+    }
+
+
+def timeless(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("seconds_")}
+
+
+def main(folder: Path) -> None:
+    link = os.link
+    boundaries = run(folder / "whole", None)
+    os.link, os.fsync = link, lambda descriptor: None
+    expected = outcome(folder / "whole")
+    different = []
+    for number, name in enumerate(boundaries):
+        tried = folder / "tried"
+        assert killed_in_child(tried, number), (number, name)
+        bandit_loop(open_store(tried)).run()
+        if outcome(tried) != expected:
+            different.append([number, name])
+        shutil.rmtree(tried)
+    print(json.dumps({"boundaries": len(boundaries), "kinds": sorted(set(boundaries)), "different": different}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
