@@ -106,7 +106,7 @@ def test_works_under_checkpointing_autocast_and_without_gradients(weight):
 @by_format
 @by_dtype
 def test_on_a_gpu_it_equals_the_dense_linear(spec, dtype, weight):
-    """Bit for bit, but for the sums of the decode kernel: those have an order of their own (fast_suite.py judges them)."""
+    """Bit for bit, but for the decode kernel, whose sums have an order of their own (fast_suite.py judges them)."""
     packed = quantize(weight, spec).to("cuda")
     x, bias, dy = (tensor.detach().cuda() for tensor in inputs(dtype))
     x.requires_grad_()

@@ -1,0 +1,94 @@
+"""How things are timed here: one captured CUDA graph per figure, over rotating operands, median of replays.
+
+The operands of one graph add up to several times the L2 cache, so a weight is always read from memory; host overhead
+does not count, the gaps between kernels of a graph do. Ceilings are measured in the same process.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ROTATE_BYTES = 300e6
+Thunk = Callable[[], object]
+
+
+def seconds(calls: Sequence[Thunk], replays: int = 15) -> float:
+    """Median seconds per call, all calls captured in one graph."""
+    for call in calls[:2]:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    graph.replay()
+    times = []
+    for _ in range(replays):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3 / len(calls))
+    return statistics.median(times)
+
+
+def copies(nbytes: float) -> int:
+    """How many sets of operands of `nbytes` keep the L2 cache from helping."""
+    return max(2, min(48, int(ROTATE_BYTES / nbytes) + 1))
+
+
+@triton.jit
+def _read(words, out, total, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + tl.program_id(0), tl.sum(tl.load(words + at, mask=at < total, other=0)))
+
+
+def reader(words: Tensor) -> Thunk:
+    """A kernel that reads int32 words and does nothing else with them: the floor of what must read them."""
+    block = 4096
+    out = torch.empty(triton.cdiv(words.numel(), block), dtype=torch.int32, device=words.device)
+    return lambda: _read[(out.numel(),)](words, out, words.numel(), block, num_warps=8)
+
+
+def ceilings() -> dict[str, float]:
+    """Copy and read bandwidth of kernels (GB/s; copy counts both directions) and cuBLAS BF16 on 8192^3 (TFLOP/s)."""
+    source = torch.randn(1 << 29, device="cuda")
+    target = torch.empty_like(source)
+    copy = 2 * source.nbytes / seconds([partial(torch.mul, source, 1.0, out=target)] * 2)
+    read = source.nbytes / seconds([reader(source.view(torch.int32))] * 2)
+    del source, target
+    torch.cuda.empty_cache()
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    product = 2 * 8192**3 / seconds([partial(torch.mm, a, b)] * 4)
+    return {"copy_GBps": copy / 1e9, "read_GBps": read / 1e9, "bf16_TFLOPs": product / 1e12}
+
+
+def card() -> dict[str, str]:
+    return {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
+
+
+def random_int4(out: int, width: int, group: int) -> tuple[Tensor, Tensor]:
+    """Random codes and scales as a checkpoint stores them: int32[out, width/8], bf16[out, width/group]."""
+    words = torch.randint(-(2**31), 2**31 - 1, (out, width // 8), device="cuda", dtype=torch.int32)
+    scales = (torch.rand(out, width // group, device="cuda") * 0.02 + 0.002).to(torch.bfloat16)
+    return words, scales
+
+
+def compact(result: dict[str, Any]) -> str:
+    """JSON with one row a line and four digits a number."""
+    rows = [
+        {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()}
+        for row in result["rows"]
+    ]
+    head = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in result.items() if key != "rows")
+    return "{\n" + head + ' "rows": [\n  ' + ",\n  ".join(json.dumps(row) for row in rows) + "\n ]\n}\n"

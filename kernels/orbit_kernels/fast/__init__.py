@@ -1,0 +1,59 @@
+"""Fast paths for Hopper GPUs in Triton, behind the doors of the references (`linear`, `oft.rotate`).
+
+    decode      INT4 weight-only product for 1 to 64 tokens, reading W once as stored
+    dequantize  every packed format -> dense bfloat16, the reference's bits
+    dense       many tokens: scratch of at most 64 MiB and cuBLAS, forward and gradient
+    rotate      OFT rotation, dX and dR
+
+Imported only when a CUDA tensor comes by: without a GPU Triton is never loaded. What these do not take (see `takes`)
+goes to the reference.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..formats import PackedWeight
+from . import dense
+from .decode import MAX_TOKENS, decode
+from .decode import supports as decode_supports
+from .dequantize import dequantize
+from .dequantize import supports as dequantize_supports
+from .rotate import rotate
+from .rotate import supports as rotate_supports
+
+__all__ = ["decodes", "dequantize", "dgrad", "forward", "rotate", "rotate_supports", "takes"]
+
+
+def takes(x: Tensor, packed: PackedWeight) -> bool:
+    """Whether the product of x (or of a gradient in its dtype) with this weight has a fast path."""
+    here = x.device == packed.device and x.device.index == torch.cuda.current_device()
+    return here and x.dtype == torch.bfloat16 and dequantize_supports(packed)
+
+
+def decodes(tokens: int, packed: PackedWeight) -> bool:
+    """Whether so many tokens go through the decode kernel. Which path is taken never depends on a resident weight."""
+    return (
+        0 < tokens <= MAX_TOKENS
+        and packed.spec.name == "int4"
+        and packed.tensors["weight_scale"].dtype == torch.bfloat16
+        and decode_supports(*packed.shape, packed.spec.group_size)
+    )
+
+
+def forward(x: Tensor, packed: PackedWeight, bias: Tensor | None, resident: Tensor | None) -> Tensor:
+    """x W^T + bias for x that `takes` accepts."""
+    out, width = packed.shape
+    tokens = x.numel() // width
+    if not decodes(tokens, packed):
+        return dense.forward(x, packed, bias, resident)
+    flat = x.reshape(tokens, width).contiguous()
+    words, scales = packed.tensors["weight_packed"].contiguous(), packed.tensors["weight_scale"].contiguous()
+    cast_bias = None if bias is None else bias.to(x.dtype).contiguous()
+    return decode(flat, words, scales, packed.spec.group_size, cast_bias).view(*x.shape[:-1], out)
+
+
+def dgrad(dy: Tensor, packed: PackedWeight, resident: Tensor | None) -> Tensor:
+    """dY W for dY that `takes` accepts."""
+    return dense.dgrad(dy, packed, resident)

@@ -1,0 +1,208 @@
+"""What the fast paths promise, held to the references; run by test_fast_paths.py, in Triton's interpreter or on a GPU.
+
+The interpreter truncates where bfloat16 should round, so there tensors are float32, the scales of INT4 float16, and
+shapes as small as the kernels take; on a GPU they are bfloat16 and of real size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from orbit_kernels import FORMATS, FormatSpec, PackedWeight, linear, oft, quantize
+from orbit_kernels import dequantize as reference_dequantize
+from orbit_kernels.fast import dequantize
+from orbit_kernels.fast.decode import Plan, decode, plan
+from orbit_kernels.fast.rotate import turn, turn_backward
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+FLOAT = torch.bfloat16 if GPU else torch.float32
+SPECS = [FORMATS["int4"], FormatSpec("int4", 128), FORMATS["nvfp4"], FORMATS["mxfp4"], FORMATS["fp8"]]
+by_format = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.name}-{spec.group_size}")
+on_gpu = pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+
+
+def weight(out: int, width: int) -> torch.Tensor:
+    values = torch.randn(out, width, device=DEVICE) * 0.05
+    values[0, :32] = 0.0
+    values[1, 1] = 3.0
+    return values
+
+
+def packed_weight(spec: FormatSpec, out: int, width: int) -> PackedWeight:
+    packed = quantize(weight(out, width), spec)
+    if GPU or spec.name != "int4":
+        return packed
+    return replace(packed, tensors=packed.tensors | {"weight_scale": packed.tensors["weight_scale"].half()})
+
+
+def error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found.double() - exact.double()).norm() / exact.double().norm())
+
+
+@by_format
+def test_dequantize_gives_the_bits_of_the_reference_whole_and_in_parts(spec):
+    shape = (640, 1280) if GPU else (40, 256)
+    packed = packed_weight(spec, *shape)
+    dense = reference_dequantize(packed, FLOAT)
+    out = torch.full_like(dense, float("nan"))
+    assert torch.equal(dequantize(packed, out=out), dense)
+    for rows, cols in [((8, 24), (0, shape[1])), ((0, shape[0]), (128, 256)), ((16, 40), (128, 192))]:
+        part = torch.full_like(dense[rows[0] : rows[1], cols[0] : cols[1]], float("nan")).contiguous()
+        assert torch.equal(dequantize(packed, rows, cols, part), dense[rows[0] : rows[1], cols[0] : cols[1]])
+
+
+@pytest.mark.parametrize("name", ["int4", "mxfp4", "nvfp4"])
+def test_dequantize_knows_every_code_under_extreme_scales(name):
+    """All 16 codes in each group, scales at both ends of their range."""
+    words = torch.tensor([0x76543210, 0xFEDCBA98 - 2**32] * 4, dtype=torch.int32, device=DEVICE).repeat(8, 1)
+    width, spec = 64, FORMATS[name]
+    groups = (8, width // spec.group_size)
+    if name == "int4":
+        scale = torch.tensor([2.0**-20, 3.1e4], device=DEVICE).to(torch.bfloat16 if GPU else torch.float16)
+        tensors = {"weight_packed": words, "weight_scale": scale.repeat(8, 1), "weight_shape": torch.tensor([8, width])}
+    elif name == "mxfp4":
+        exponents = torch.tensor([0, 1, 2, 127, 130, 250, 251, 252], dtype=torch.uint8, device=DEVICE)
+        tensors = {"weight_packed": words.view(torch.uint8), "weight_scale": exponents[:, None].repeat(1, groups[1])}
+    else:
+        scale = torch.tensor([2.0**-9, 2.0**-6, 1.0, 448.0], device=DEVICE).to(torch.float8_e4m3fn)
+        scale = scale.view(torch.uint8).repeat(8, 1).view(torch.float8_e4m3fn)
+        whole = torch.tensor([3.7], device=DEVICE)
+        tensors = {"weight_packed": words.view(torch.uint8), "weight_scale": scale, "weight_global_scale": whole}
+    packed = PackedWeight(spec, (8, width), tensors)
+    dense = reference_dequantize(packed, FLOAT)
+    assert torch.equal(dequantize(packed, out=torch.full_like(dense, float("nan"))), dense)
+
+
+@on_gpu
+def test_every_fp8_code_is_decoded_exactly():
+    codes = torch.arange(256, dtype=torch.uint8, device=DEVICE)
+    codes[[0x7F, 0xFF]] = 0  # NaN, which no weight may hold
+    codes = codes.repeat(128, 1).view(torch.float8_e4m3fn)
+    for scale in (torch.float32, torch.bfloat16):
+        scales = torch.tensor([[1e-30, 1.7e3]], device=DEVICE).to(scale)
+        packed = PackedWeight(FORMATS["fp8"], (128, 256), {"weight": codes, "weight_scale": scales})
+        assert torch.equal(dequantize(packed), reference_dequantize(packed))
+
+
+@pytest.mark.parametrize("group", [32, 128])
+@pytest.mark.parametrize("chosen", [None, Plan(2, False, 2), Plan(2, True, 2, arranged=True)])
+def test_decode_is_the_product_with_the_dequantised_weight(group, chosen):
+    out, width, tokens = (768, 2560, 13) if GPU else (64, 512, 3)
+    packed = quantize(weight(out, width), FormatSpec("int4", group))
+    x, bias = torch.randn(tokens, width, device=DEVICE).to(FLOAT), torch.randn(out, device=DEVICE).to(FLOAT)
+    words, scales = packed.tensors["weight_packed"], packed.tensors["weight_scale"]
+    if not GPU:
+        scales = scales.float()
+    dense = reference_dequantize(
+        PackedWeight(packed.spec, packed.shape, packed.tensors | {"weight_scale": scales}), FLOAT
+    )
+    for b in (None, bias):
+        exact = x.double() @ dense.double().T + (0 if b is None else b.double())
+        theirs = torch.nn.functional.linear(x, dense, b)
+        found = decode(x, words, scales, group, b, chosen)
+        assert error(found, exact) <= max(1.02 * error(theirs, exact), 1e-6)
+
+
+def test_arrivals_are_reset_so_that_a_second_call_is_right_too():
+    packed = quantize(weight(64, 512), FORMATS["int4"])
+    x = torch.randn(2, 512, device=DEVICE).to(FLOAT)
+    operands = (packed.tensors["weight_packed"], packed.tensors["weight_scale"].to(FLOAT), 32)
+    first, second = (decode(x, *operands, chosen=Plan(2, False, 2)) for _ in range(2))
+    assert torch.equal(first, second) and bool(first.any())
+
+
+def test_how_a_weight_is_cut_does_not_depend_on_the_number_of_tokens():
+    for shape in [(9728, 2560), (2560, 9728), (4096, 2560), (7168, 2048), (2048, 7168), (64, 256)]:
+        assert len({plan(*shape, tokens, 128).parts for tokens in range(1, 65)}) == 1
+
+
+@pytest.mark.parametrize("b", [16, 32, 64, 128] if GPU else [16, 128])
+def test_rotation_and_its_gradients_equal_the_reference(b):
+    width, tokens = (1280 if b < 128 else 2560, 777) if GPU else (128 if b == 128 else 160, 5)
+    R = oft.cayley_neumann(torch.randn(width // b, b * (b - 1) // 2, device=DEVICE) * 0.02, b).to(FLOAT)
+    x, dy = (torch.randn(tokens, width, device=DEVICE).to(FLOAT) for _ in range(2))
+
+    def by_reference(dtype: torch.dtype) -> list[torch.Tensor]:
+        a, r = x.to(dtype).requires_grad_(), R.to(dtype).requires_grad_()
+        blocks = torch.einsum("tnb,nbc->tnc", a.unflatten(1, (-1, b)), r).flatten(1)
+        return [blocks.detach(), *torch.autograd.grad(blocks, (a, r), dy.to(dtype))]
+
+    found = [turn(x, R), *turn_backward(x, R, dy)]
+    for ours, theirs, exact in zip(found, by_reference(FLOAT), by_reference(torch.float64), strict=True):
+        assert ours.shape == exact.shape
+        assert error(ours, exact) <= max(1.02 * error(theirs, exact), 1e-6)
+
+
+@on_gpu
+@pytest.mark.parametrize("group", [32, 128])
+@pytest.mark.parametrize("shape", [(9728, 2560), (2560, 9728), (4096, 2560), (1024, 768)])
+def test_a_row_has_the_same_bits_whatever_the_batch_and_in_every_run(shape, group):
+    packed = quantize(weight(*shape), FormatSpec("int4", group))
+    x = torch.randn(64, shape[1], device=DEVICE).to(FLOAT)
+    whole = linear(x, packed)
+    for tokens in (1, 2, 5, 16, 17, 32, 33, 64):
+        assert torch.equal(linear(x[:tokens], packed), whole[:tokens])
+        assert torch.equal(linear(x[-tokens:], packed), whole[-tokens:])
+    dense = reference_dequantize(packed)
+    exact = x.double() @ dense.double().T
+    assert error(whole, exact) <= 1.02 * error(torch.nn.functional.linear(x, dense), exact)
+    assert torch.equal(linear(x[:16], packed, weight=dense), whole[:16])
+
+
+@on_gpu
+@by_format
+def test_training_shapes_forward_and_gradient_equal_the_dense_linear(spec):
+    packed = quantize(weight(1024, 768), spec)
+    dense = reference_dequantize(packed)
+    x = torch.randn(300, 768, device=DEVICE, dtype=FLOAT, requires_grad=True)
+    bias, dy = torch.randn(1024, device=DEVICE, dtype=FLOAT), torch.randn(300, 1024, device=DEVICE, dtype=FLOAT)
+    ours, theirs = linear(x, packed, bias), torch.nn.functional.linear(x, dense, bias)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(torch.autograd.grad(ours, x, dy)[0], torch.autograd.grad(theirs, x, dy)[0])
+
+
+@on_gpu
+def test_a_weight_beyond_the_scratch_is_cut_without_losing_accuracy_or_the_promise_about_residents(monkeypatch):
+    from orbit_kernels.fast import dense as module
+
+    monkeypatch.setattr(module, "SCRATCH_BYTES", 1 << 19)
+    packed = quantize(weight(1024, 768), FORMATS["int4"])
+    dense = reference_dequantize(packed)
+    x = torch.randn(300, 768, device=DEVICE, dtype=FLOAT, requires_grad=True)
+    dy = torch.randn(300, 1024, device=DEVICE, dtype=FLOAT)
+    y, kept = linear(x, packed), linear(x, packed, weight=dense)
+    (dx,), (dx_kept,) = torch.autograd.grad(y, x, dy), torch.autograd.grad(kept, x, dy)
+    assert torch.equal(y, kept) and torch.equal(dx, dx_kept)
+    for ours, exact, theirs in [
+        (y, x.double() @ dense.double().T, x @ dense.T),
+        (dx, dy.double() @ dense.double(), dy @ dense),
+    ]:
+        assert error(ours, exact) <= 1.02 * error(theirs, exact)
+
+
+@on_gpu
+def test_rotation_by_the_front_door_is_deterministic_and_each_row_stands_alone():
+    R = oft.cayley_neumann(torch.randn(80, 496, device=DEVICE) * 0.02, 32).to(FLOAT).requires_grad_()
+    x = torch.randn(3, 1000, 2560, device=DEVICE, dtype=FLOAT, requires_grad=True)
+    first, second = oft.rotate(x, R), oft.rotate(x, R)
+    grads = [torch.autograd.grad(y, (x, R), torch.ones_like(y)) for y in (first, second)]
+    assert torch.equal(first, second) and all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    assert torch.equal(oft.rotate(x[1, 7], R), first[1, 7])
+
+
+@on_gpu
+def test_decode_is_safe_to_capture_and_replay():
+    packed = quantize(weight(2560, 2048), FORMATS["int4"])
+    x = torch.randn(4, 2048, device=DEVICE, dtype=FLOAT)
+    linear(x, packed)  # warm-up
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = linear(x, packed)
+    for _ in range(3):
+        x.normal_()
+        y.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(y, linear(x, packed))
