@@ -245,7 +245,9 @@ class Resources(Section):
 class Recipe(Section):
     """One run, from base model to published adapter."""
 
-    name: str = Field("run", pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$", description="lower-case letters, digits, -")
+    name: str = Field(
+        "run", pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$", description="lower-case letters, digits, -"
+    )
     seed: int = Field(0, ge=0)
     model: Annotated[LocalModel | PretrainedModel, Field(discriminator="kind")]
     precision: Precision = Precision()

@@ -59,7 +59,9 @@ class StepContext:
     inputs: dict[str, Path]  # each input as a local directory (or file), fetched and verified
     output: Path  # empty directory; published as the artifact when the function returns
     scratch: Path  # node-local, kept between tries of the same spec: for resumable steps
-    emit: Callable[..., None]  # emit("progress", done=3, total=60, message=...) or emit("report", name=..., content=...)
+    emit: Callable[
+        ..., None
+    ]  # emit("progress", done=3, total=60, message=...) or emit("report", name=..., content=...)
     should_stop: Callable[[], bool] = field(default=lambda: False)  # True after SIGTERM
 
     def progress(self, done: int, total: int, message: str = "", **values: Any) -> None:

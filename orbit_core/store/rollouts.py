@@ -50,7 +50,7 @@ SCHEMA = pa.schema(
         ("response_token_ids", _INT32),
         ("rollout_logprobs", _FLOAT32),  # as the engine sampled them; one per response token, like the three below
         ("trainer_logprobs", _FLOAT32),  # the trainer's own, before the step's first update
-        ("reference_logprobs", _FLOAT32),  # adapter off; empty when there is no KL penalty
+        ("reference_logprobs", _FLOAT32),  # adapter off; without a KL penalty only sample 0 of a group
         ("adapter_versions", _INT32),
         ("reward", pa.float64()),
         ("reward_parts", pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))),

@@ -43,18 +43,24 @@ def main() -> int:
     parser.add_argument("--recipe", default="flows/recipes/demo.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--work", type=Path, help="folder to work in; default: a temporary one")
+    parser.add_argument("--prepared", type=Path, help="a store whose finished artifacts are reused")
     arguments = parser.parse_args()
     overrides = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in arguments.set)}
     recipe = Recipe.load(arguments.recipe, overrides)
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary)
-        result = run_trials(recipe, work, arguments.trials, arguments.kills, arguments.seed, arguments.level)
+        result = run_trials(
+            recipe, work, arguments.trials, arguments.kills, arguments.seed, arguments.level, arguments.prepared
+        )
     print(json.dumps(result))
     return 0 if result["identical"] == result["trials"] else 1
 
 
-def run_trials(recipe: Recipe, work: Path, trials: int, kills: int, seed: int, level: str) -> dict[str, object]:
-    prepared = work / "prepared"
+def run_trials(
+    recipe: Recipe, work: Path, trials: int, kills: int, seed: int, level: str, prepared: Path | None = None
+) -> dict[str, object]:
+    """`prepared`: a store in which steps before `train` may be finished already; only artifacts are taken from it."""
+    prepared = prepared or work / "prepared"
     for spec in plan(recipe, str(prepared)).values():
         if spec.step == "train":
             break
@@ -62,6 +68,7 @@ def run_trials(recipe: Recipe, work: Path, trials: int, kills: int, seed: int, l
     chance = random.Random(seed)
     began = time.monotonic()
     expected = outcome(recipe, finish(recipe, work, "undisturbed", prepared, [], level))
+    assert expected["once"], expected["steps"]
     duration = time.monotonic() - began
     identical, landed, differing = 0, 0, []
     for trial in range(trials):
@@ -92,7 +99,7 @@ def run_trials(recipe: Recipe, work: Path, trials: int, kills: int, seed: int, l
 def finish(recipe: Recipe, work: Path, name: str, prepared: Path, instants: list[float], level: str) -> Path:
     """Train in a copy of the prepared store, killed at each of `instants` (seconds after a start), then to the end."""
     store = work / name
-    shutil.copytree(prepared, store, copy_function=os.link)
+    shutil.copytree(prepared / "artifacts", store / "artifacts", copy_function=os.link)
     for instant in [*instants, None]:
         process = start(recipe, store, level)
         try:

@@ -1,0 +1,170 @@
+"""`orbit`: the person's command. Imports stand inside the commands, so that help is instant."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="orbit",
+    help="RL post-training of large language models on a frozen low-precision base.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of one that comes with Orbit")
+]
+StoreOption = Annotated[str, typer.Option("--store", help="folder or s3://bucket/prefix for artifacts and rollouts")]
+SetOption = Annotated[list[str], typer.Option("--set", metavar="A.B=VALUE", help="override a field of the recipe")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="show no progress")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="show the logs of Prefect and of the steps instead")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print the outcome as one JSON object on the last line")]
+
+
+@app.command()
+def demo(
+    precision: Annotated[str | None, typer.Option(help="int4, fp8, nvfp4, mxfp4 or bf16")] = None,
+    adapter: Annotated[str | None, typer.Option(help="oft or lora")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    store: StoreOption = ".orbit",
+    set_: SetOption = [],  # noqa: B006  typer reads the default and passes a fresh list
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """From nothing to a model that learned to carry: two cores, no GPU, about two minutes."""
+    from flows.options import demo_recipe
+    from flows.running import run_flow, short_errors, show_outcome
+
+    with short_errors():
+        recipe = demo_recipe(precision, adapter, seed, set_)
+        show_outcome(run_flow(recipe, store, quiet, verbose), json)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    store: StoreOption = ".orbit",
+    set_: SetOption = [],  # noqa: B006
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the resolved recipe and what would run")] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Run all steps of a recipe; finished ones are reused."""
+    from flows.by_hand import show_plan
+    from flows.options import load_recipe
+    from flows.running import run_flow, short_errors, show_outcome
+
+    with short_errors():
+        loaded = load_recipe(recipe, set_)
+        if dry_run:
+            show_plan(loaded, store)
+        else:
+            show_outcome(run_flow(loaded, store, quiet, verbose), json)
+
+
+def _by_hand(step: str, recipe: str, store: str, assignments: list[str]) -> None:
+    from flows.by_hand import run_step_by_hand
+    from flows.options import load_recipe
+    from flows.running import short_errors
+
+    with short_errors():
+        artifact = run_step_by_hand(step, load_recipe(recipe, assignments), recipe, store)
+        typer.echo(artifact.url)
+
+
+@app.command(rich_help_panel="One step of a recipe")
+def data(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
+    """Prompts for training and the held-out ones, as Parquet."""
+    _by_hand("data", recipe, store, set_)
+
+
+@app.command(rich_help_panel="One step of a recipe")
+def pretrain(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
+    """A small base model pretrained on the spot (model.kind: pretrain)."""
+    _by_hand("pretrain", recipe, store, set_)
+
+
+@app.command(rich_help_panel="One step of a recipe")
+def quantize(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
+    """The base in the precision in which it is trained against and deployed."""
+    _by_hand("quantize", recipe, store, set_)
+
+
+@app.command(rich_help_panel="One step of a recipe")
+def convert(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
+    """The quantised base as a Megatron torch_dist checkpoint, byte for byte."""
+    _by_hand("convert", recipe, store, set_)
+
+
+@app.command(rich_help_panel="One step of a recipe")
+def preflight(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
+    """The gate: bytes and log-probabilities of trainer against rollout engine. Exit code 42 if it says no."""
+    _by_hand("preflight", recipe, store, set_)
+
+
+@app.command(rich_help_panel="One step of a recipe")
+def train(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
+    """The RL loop; stopped or killed, the same command resumes it."""
+    _by_hand("train", recipe, store, set_)
+
+
+@app.command(rich_help_panel="One step of a recipe")
+def evaluate(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
+    """Held-out accuracy before and after, on the same prompts."""
+    _by_hand("evaluate", recipe, store, set_)
+
+
+@app.command(rich_help_panel="One step of a recipe")
+def publish(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
+    """The adapter as a PEFT directory with a manifest of where it came from."""
+    _by_hand("publish", recipe, store, set_)
+
+
+@app.command(rich_help_panel="One step of a recipe")
+def report(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
+    """One HTML file: curves, figures and answers before and after."""
+    _by_hand("report", recipe, store, set_)
+
+
+@app.command()
+def rollouts(
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="id of a run or its beginning; none: list them")
+    ] = None,
+    store: StoreOption = ".orbit",
+    step: Annotated[int | None, typer.Option(help="show the groups of this step")] = None,
+    group: Annotated[int | None, typer.Option(help="show the samples of this group of --step")] = None,
+) -> None:
+    """What was sampled and how it was judged: steps of a run, groups of a step, samples of a group."""
+    from rich.console import Console
+
+    from flows import rollouts as view
+    from flows.running import short_errors
+    from orbit_core.errors import InputError
+
+    with short_errors():
+        if group is not None and step is None:
+            raise InputError(f"--group {group}", "--step N beside it", "none")
+        if run is None:
+            view.show_runs(store, Console())
+            return
+        reader = view.find_run(store, run)
+        if step is None:
+            view.show_steps(reader, Console())
+        elif group is None:
+            view.show_groups(reader, step, Console())
+        else:
+            view.show_group(reader, step, group, Console())
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Executors run steps somewhere: same spec, same artifact, wherever."""

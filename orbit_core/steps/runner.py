@@ -1,0 +1,144 @@
+"""Run one step: find its artifact, or make it and publish it.
+
+Light on purpose: imports neither torch nor the step before it is known that there is work to do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orbit_core.errors import InputError, OrbitError
+from orbit_core.steps.contract import InputRef, StepContext, StepFunction, StepSpec
+from orbit_core.steps.workspace import Workspace
+from orbit_core.store import open_store
+from orbit_core.store.artifacts import Artifact, ArtifactStore
+from orbit_core.store.digests import digest_path
+
+PACKAGE = "orbit_core.steps"
+
+
+def run_step(
+    spec: StepSpec,
+    emit: Callable[..., None],
+    should_stop: Callable[[], bool] = lambda: False,
+    scratch: Path | None = None,
+    package: str = PACKAGE,
+) -> Artifact:
+    """The artifact of `spec`, made by `package`.<step>.run if the store does not have it.
+
+    Emits "reused" or "done" at the end. `should_stop()` becomes true after SIGTERM; the step then raises Interrupted.
+    """
+    store = open_store(spec.store)
+    artifacts = ArtifactStore(store)
+    found = artifacts.find(spec.step, spec.digest)
+    if found is None:
+        function = load_step(spec, package)
+        workspace = Workspace(spec, store, scratch)
+        started = time.monotonic()
+        with workspace.held(
+            on_wait=lambda holder: emit("progress", done=0, total=0, message=f"waiting: {holder} runs this step"),
+            ready=lambda: artifacts.find(spec.step, spec.digest) is not None,
+        ) as mine:
+            if mine:
+                artifact = _make(spec, function, artifacts, workspace, emit, should_stop)
+                emit("done", step=spec.step, digest=spec.digest, seconds=round(time.monotonic() - started, 3))
+                return artifact
+        found = artifacts.find(spec.step, spec.digest)
+    if found is None:
+        raise OrbitError(f"step {spec.step}: the artifact {spec.digest[:16]} was there and is gone; run it again")
+    emit("reused", step=spec.step, digest=spec.digest)
+    return found
+
+
+def load_step(spec: StepSpec, package: str = PACKAGE) -> StepFunction:
+    """The step's function, imported; InputError if this Orbit has no such step or another version of it."""
+    if package == PACKAGE:
+        _check_version(spec)
+    os.environ["OMP_NUM_THREADS"] = str(threads_of(spec))  # read once by torch, when the step imports it
+    # Threads that spin while they wait slow a busy machine down several times; the results are the same bits.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    name = f"{package}.{spec.step}"
+    if not spec.step.isidentifier() or importlib.util.find_spec(name) is None:
+        raise InputError(f"step {spec.step!r}", f"a module {name}", "none")
+    function: StepFunction = importlib.import_module(name).run
+    return function
+
+
+def threads_of(spec: StepSpec) -> int:
+    """CPU threads of the step: those of the recipe where its result depends on them, else all there are."""
+    engines = spec.params.get("engines")
+    if isinstance(engines, dict) and "threads" in engines:
+        return int(engines["threads"])
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_version(spec: StepSpec) -> None:
+    from orbit_core.pipeline import VERSIONS
+
+    if spec.step not in VERSIONS:
+        raise InputError(f"step {spec.step!r}", f"one of {', '.join(VERSIONS)}", spec.step)
+    if spec.version != VERSIONS[spec.step]:
+        raise InputError(
+            f"step {spec.step}",
+            f"version {VERSIONS[spec.step]}, which this Orbit has",
+            f"version {spec.version} in the spec",
+            "plan and run with the same version of Orbit (in a cluster: the same image)",
+        )
+
+
+def _make(
+    spec: StepSpec,
+    function: StepFunction,
+    artifacts: ArtifactStore,
+    workspace: Workspace,
+    emit: Callable[..., None],
+    should_stop: Callable[[], bool],
+) -> Artifact:
+    inputs = {name: _resolve(spec, name, ref, artifacts, workspace.cache) for name, ref in spec.inputs.items()}
+    context = StepContext(spec, inputs, workspace.output, workspace.scratch, emit, should_stop)
+    facts = function(context)
+    should_stop()  # from here on a request to stop waits for the publication
+    return artifacts.publish(spec, workspace.output, _plain(spec, facts))
+
+
+def _resolve(spec: StepSpec, name: str, ref: InputRef, artifacts: ArtifactStore, cache: Path) -> Path:
+    """An input as a local path whose content is what the spec names."""
+    if ref.step is not None:
+        artifact = artifacts.find(ref.step, ref.digest)
+        if artifact is None:
+            raise InputError(
+                f"step {spec.step}: input {name}",
+                f"artifact {ref.step}/{ref.digest[:16]} in store {artifacts.store.url}",
+                "nothing",
+                f"run step {ref.step} of the same recipe first",
+            )
+        return artifact.fetch(cache)
+    if ref.path is None:
+        raise InputError(f"step {spec.step}: input {name}", "a step or a path", "neither")
+    found = digest_path(ref.path)
+    if found != ref.digest:
+        raise InputError(
+            f"step {spec.step}: input {name} at {ref.path}",
+            f"content digest {ref.digest[:16]}, as planned",
+            found[:16],
+            "it changed after the run was planned; start the run again",
+        )
+    return Path(ref.path).expanduser().absolute()
+
+
+def _plain(spec: StepSpec, facts: Any) -> dict[str, Any]:
+    """Facts as they will be read back; a step that returns something else than finite JSON is a bug, said at once."""
+    try:
+        plain = json.loads(json.dumps(facts, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise OrbitError(f"step {spec.step}: its facts are not JSON with finite numbers: {error}") from error
+    if not isinstance(plain, dict):
+        raise OrbitError(f"step {spec.step}: expected a dict of facts, found {type(facts).__name__}")
+    return plain

@@ -1,0 +1,52 @@
+"""What a store can do; see the package for the promises."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+
+class Store(Protocol):
+    """Paths are relative, with forward slashes. A missing path raises FileNotFoundError where bytes are asked for."""
+
+    url: str  # as given to open_store; holds no credentials
+
+    def read(self, path: str) -> bytes:
+        """All bytes of one file."""
+
+    def exists(self, path: str) -> bool:
+        """Whether the file is there. Prefixes ("directories") do not exist."""
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Sorted paths of all files, at any depth, whose path begins with `prefix`."""
+
+    def put_if_absent(self, path: str, source: bytes | Path, *, move: bool = False) -> bool:
+        """Write bytes, or a copy of a local file, at `path` unless something is there: True if this call wrote it.
+
+        Atomic and durable when it returns. Of many callers at once exactly one gets True. On S3 False can also mean
+        that an answer was lost and the request repeated: a caller for whom it matters reads back what won.
+        `move=True` consumes the local file, which costs no copy in a folder on the same filesystem.
+        """
+
+    def put(self, path: str, source: bytes | Path) -> None:
+        """Write or replace `path`, atomically: a reader sees the old bytes or the new ones."""
+
+    def delete(self, path: str) -> None:
+        """Remove `path`; nothing happens if it is not there."""
+
+    def download(self, path: str, target: Path) -> None:
+        """Write the bytes of `path` to the local file `target` without holding them all in memory."""
+
+    def local_path(self, path: str) -> Path | None:
+        """Where `path` lies on this machine, or None for a remote store. Read-only for callers."""
+
+    def url_of(self, path: str) -> str:
+        """Absolute path or URL that people and libraries (datasets, DuckDB, pyarrow) can open."""
+
+
+def check_path(path: str) -> str:
+    """`path` itself if it is a well-formed store path; ValueError otherwise."""
+    parts = path.split("/")
+    if not path or path != str(PurePosixPath(path)) or path.startswith((".", "/")) or ".." in parts or "\0" in path:
+        raise ValueError(f"{path!r} is not a store path: relative, forward slashes, no '..', no leading dot")
+    return path

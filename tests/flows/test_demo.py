@@ -1,0 +1,92 @@
+"""The main job, as a person runs it: `orbit demo` learns, twice costs nothing, and learns only from true rewards."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.options import demo_recipe
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "chaos"))
+from kill import run_trials  # noqa: E402  a script, beside its README
+
+Outcome = dict[str, Any]
+
+
+def orbit(store: Path, home: Path, *arguments: str) -> Outcome:
+    """The outcome of `orbit demo --json ...`, with the seconds that a person waited as `wall`."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "flows.cli", "demo", "--json", "--store", str(store), *arguments]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment |= {"PREFECT_HOME": str(home)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcome: Outcome = json.loads(done.stdout.strip().split("\n")[-1])
+    return outcome | {"wall": time.monotonic() - began}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo") / "store"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture(scope="module")
+def demo(store: Path, home: Path) -> Outcome:
+    return orbit(store, home)
+
+
+def test_the_demo_learns_within_its_limits(demo: Outcome) -> None:
+    assert demo["prompts"] == 400
+    assert 0.25 <= demo["accuracy_before"] <= 0.45
+    assert demo["accuracy_after"] >= 0.95
+    assert demo["logprob_gap_mean"] <= 1e-6
+    assert 0 < demo["max_orthogonality_error"] < 1e-2
+    assert demo["wall"] < 300  # aim 120 on two idle cores; this only catches a demo that became slow
+
+
+def test_what_it_made_lies_where_it_says(demo: Outcome) -> None:
+    adapter, report = Path(demo["paths"]["adapter"]), Path(demo["paths"]["report"])
+    assert (adapter / "adapter_model.safetensors").is_file()
+    assert (adapter / "adapter_config.json").is_file()
+    assert "</html>" in report.read_text()
+
+
+def test_datasets_opens_the_rollouts(demo: Outcome, tmp_path: Path) -> None:
+    import datasets
+
+    files = f"{demo['paths']['rollouts']}/*/*.parquet"
+    rows = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path))["train"]
+    assert len(rows) == 60 * 32 * 8
+    assert set(rows.unique("step_index")) == set(range(60))
+
+
+def test_the_same_demo_again_reuses_every_step(demo: Outcome, store: Path, home: Path) -> None:
+    again = orbit(store, home)
+    assert set(again["reused"]) == set(again["seconds"]) - {"total"}
+    assert again["adapter_digest"] == demo["adapter_digest"]
+    assert again["wall"] < 40  # aim 15 on two idle cores
+
+
+def test_shuffled_rewards_teach_nothing(demo: Outcome, store: Path, home: Path) -> None:
+    control = orbit(store, home, "--set", "reward.shuffle=true", "--set", "evaluation.samples=0")
+    assert set(control["reused"]) == {"data", "pretrain", "quantize", "convert", "preflight"}
+    assert control["accuracy_after"] <= demo["accuracy_before"] + 0.1
+
+
+def test_killed_at_random_instants_the_adapter_is_the_same(demo: Outcome, store: Path, tmp_path: Path) -> None:
+    """A short pick of tests/chaos/kill.py; the base is taken from the demo's store."""
+    recipe = demo_recipe(None, None, None, ["algorithm.steps=8"])
+    result = run_trials(recipe, tmp_path, trials=2, kills=2, seed=1, level="step", prepared=store)
+    assert result["identical"] == result["trials"] == 2, result
