@@ -1,7 +1,7 @@
 """The RL loop. Step t is a function of (seed, t) and of the trainer's state after step t - 1:
 
     rollout    prompts f(seed, t), sampled under the keys (seed, t, group, sample)
-    score      the trainer's own log-probs of what was sampled, adapter on (and off, for a KL penalty)
+    score      the trainer's own log-probs of what was sampled, adapter on and (for KL) off
     reward     judged, shaped, filtered, turned into advantages
     update     `updates_per_step` optimiser updates
     publish    the new adapter to all rollout engines, two-phase
@@ -104,7 +104,7 @@ class Loop:
             trained = self._reward(samples, step)
         metrics = sample_metrics(samples, version=step)
         with clock.phase("update"):
-            metrics |= self._update(trained, step)
+            metrics = self._update(trained, step) | metrics
         require_finite(metrics, step)
         sampled_with = self._digest
         with clock.phase("publish"):
@@ -148,10 +148,12 @@ class Loop:
         sequences = [(sample.prompt_ids, sample.completion.token_ids) for sample in samples]
         for sample, logprobs in zip(samples, self.trainer.score(sequences, temperature), strict=True):
             sample.trainer_logprobs = tuple(logprobs.tolist())
-        if self.algorithm.kl.coefficient > 0:
-            reference = self.trainer.score(sequences, temperature, adapter=False)
-            for sample, logprobs in zip(samples, reference, strict=True):
-                sample.reference_logprobs = tuple(logprobs.tolist())
+        # Without a penalty one sample a group is enough to show how far the policy has gone from the base.
+        penalised = self.algorithm.kl.coefficient > 0
+        referenced = [sample for sample in samples if penalised or sample.key.sample == 0]
+        sequences = [(sample.prompt_ids, sample.completion.token_ids) for sample in referenced]
+        for sample, logprobs in zip(referenced, self.trainer.score(sequences, temperature, adapter=False), strict=True):
+            sample.reference_logprobs = tuple(logprobs.tolist())
 
     def _reward(self, samples: Sequence[Sample], step: int) -> list[Sample]:
         """Judge, shape and filter; returns the samples to train on."""

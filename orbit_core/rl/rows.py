@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from orbit_core.rl.kl import kl_per_token
 from orbit_core.rl.types import Sample
 
 
@@ -48,7 +50,8 @@ def sample_metrics(samples: Sequence[Sample], version: int) -> dict[str, float]:
     """What the samples of a step say before the update; `version` is the adapter's before the step.
 
     Log-prob gap: |trainer - rollout| over all tokens that the trainer has scored. Entropy: minus the mean log-prob of
-    the sampled tokens, its unbiased estimate at the sampling temperature.
+    the sampled tokens, its unbiased estimate at the sampling temperature. KL: k3 to the adapter-off reference, mean
+    over the tokens that were scored with the adapter off.
     """
     lengths = np.array([len(sample.completion.token_ids) for sample in samples])
     rollout = np.concatenate([np.asarray(sample.completion.logprobs, dtype=np.float64) for sample in samples])
@@ -71,8 +74,18 @@ def sample_metrics(samples: Sequence[Sample], version: int) -> dict[str, float]:
         "logprob_gap_mean": float(gap.mean()) if gap.size else 0.0,
         "logprob_gap_max": float(gap.max()) if gap.size else 0.0,
         "scored_tokens": float(gap.size),
+        "kl": _kl(samples),
         "staleness_max": float(version - oldest),
     }
+
+
+def _kl(samples: Sequence[Sample]) -> float:
+    referenced = [sample for sample in samples if sample.reference_logprobs]
+    if not referenced:
+        return 0.0
+    ours = torch.tensor([value for sample in referenced for value in sample.trainer_logprobs])
+    reference = torch.tensor([value for sample in referenced for value in sample.reference_logprobs])
+    return float(kl_per_token(ours, reference, "k3").mean())
 
 
 def _mean(values: Sequence[float]) -> float:

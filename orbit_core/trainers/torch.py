@@ -105,7 +105,7 @@ class TorchTrainer:
         logprobs = response_logprobs(self.model, pairs, algorithm.sampling.temperature)
         width = logprobs.shape[1]
         lengths = torch.tensor([len(response) for response in responses], device=device)
-        referenced = all(len(sample.reference_logprobs) == len(sample.completion.token_ids) for sample in samples)
+        penalised = algorithm.kl.coefficient > 0 and algorithm.kl.place == "loss"
         return policy_loss(
             logprobs,
             old_logprobs=_padded("trainer_logprobs", [s.trainer_logprobs for s in samples], responses, width, device),
@@ -113,7 +113,7 @@ class TorchTrainer:
             reference_logprobs=_padded(
                 "reference_logprobs", [s.reference_logprobs for s in samples], responses, width, device
             )
-            if referenced
+            if penalised
             else None,
             advantages=torch.tensor([sample.advantage for sample in samples], device=device),
             mask=torch.arange(width, device=device) < lengths[:, None],

@@ -15,7 +15,7 @@ import pytest
 from flows.options import demo_recipe
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "chaos"))
-from kill import run_trials  # noqa: E402  a script, beside its README
+from kill import run_trials
 
 Outcome = dict[str, Any]
 
