@@ -1,0 +1,1 @@
+"""How good the model is, before and after, and how sure one can be of it."""
