@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from orbit_core.adapters.digest import tensors_digest
@@ -88,7 +88,7 @@ def save_adapter(
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     rounded = {name: published(tensor).cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    save_file(rounded, target / WEIGHTS, metadata={"format": "pt"})
+    (target / WEIGHTS).write_bytes(save(rounded, metadata={"format": "pt"}))  # save_file would make it private
     text = json.dumps(adapter_config(adapter, base), indent=2, sort_keys=True)
     (target / CONFIG).write_text(text + "\n", encoding="utf-8")
     return tensors_digest(rounded)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import Tokenizer
 from transformers import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
@@ -56,7 +56,8 @@ def pretrain(
 def save_model(model: Qwen3ForCausalLM, tokenizer: Tokenizer, directory: Path) -> None:
     """A Hugging Face directory in BF16: config, generation_config, model.safetensors, tokenizer."""
     weights = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    content = save(weights, metadata={"format": "pt"})  # `save_file` would make the file private
+    (directory / "model.safetensors").write_bytes(content)
     model.config.dtype = torch.bfloat16
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)

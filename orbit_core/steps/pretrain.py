@@ -15,7 +15,7 @@ from orbit_core.homework.pretraining import pretrain, save_model
 from orbit_core.recipe import Data, PretrainedModel, Section
 from orbit_core.steps.contract import StepContext
 
-THREADS = 2
+THREADS = 1  # a model this small gains nothing from more, and loses on a busy machine
 
 
 class Params(Section):
