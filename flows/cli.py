@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -67,68 +68,34 @@ def run(
             show_outcome(run_flow(loaded, store, quiet, verbose), json)
 
 
-def _by_hand(step: str, recipe: str, store: str, assignments: list[str]) -> None:
-    from flows.by_hand import run_step_by_hand
-    from flows.options import load_recipe
-    from flows.running import short_errors
-
-    with short_errors():
-        artifact = run_step_by_hand(step, load_recipe(recipe, assignments), recipe, store)
-        typer.echo(artifact.url)
-
-
-@app.command(rich_help_panel="One step of a recipe")
-def data(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
-    """Prompts for training and the held-out ones, as Parquet."""
-    _by_hand("data", recipe, store, set_)
+STEPS = {
+    "data": "Prompts for training and the held-out ones, as Parquet.",
+    "pretrain": "A small base model pretrained on the spot (model.kind: pretrain).",
+    "quantize": "The base in the precision in which it is trained against and deployed.",
+    "convert": "The quantised base as a Megatron torch_dist checkpoint, byte for byte.",
+    "preflight": "The gate: bytes and log-probabilities of trainer against rollout engine. Exit code 42 if it says no.",
+    "train": "The RL loop; stopped or killed, the same command resumes it.",
+    "evaluate": "Held-out accuracy before and after, on the same prompts.",
+    "publish": "The adapter as a PEFT directory with a manifest of where it came from.",
+    "report": "One HTML file: curves, figures and answers before and after.",
+}
 
 
-@app.command(rich_help_panel="One step of a recipe")
-def pretrain(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
-    """A small base model pretrained on the spot (model.kind: pretrain)."""
-    _by_hand("pretrain", recipe, store, set_)
+def _command_of(step: str) -> Callable[..., None]:
+    def by_hand(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
+        from flows.by_hand import run_step_by_hand
+        from flows.options import load_recipe
+        from flows.running import short_errors
+
+        with short_errors():
+            artifact = run_step_by_hand(step, load_recipe(recipe, set_), recipe, store)
+            typer.echo(artifact.url)
+
+    return by_hand
 
 
-@app.command(rich_help_panel="One step of a recipe")
-def quantize(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
-    """The base in the precision in which it is trained against and deployed."""
-    _by_hand("quantize", recipe, store, set_)
-
-
-@app.command(rich_help_panel="One step of a recipe")
-def convert(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
-    """The quantised base as a Megatron torch_dist checkpoint, byte for byte."""
-    _by_hand("convert", recipe, store, set_)
-
-
-@app.command(rich_help_panel="One step of a recipe")
-def preflight(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
-    """The gate: bytes and log-probabilities of trainer against rollout engine. Exit code 42 if it says no."""
-    _by_hand("preflight", recipe, store, set_)
-
-
-@app.command(rich_help_panel="One step of a recipe")
-def train(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
-    """The RL loop; stopped or killed, the same command resumes it."""
-    _by_hand("train", recipe, store, set_)
-
-
-@app.command(rich_help_panel="One step of a recipe")
-def evaluate(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
-    """Held-out accuracy before and after, on the same prompts."""
-    _by_hand("evaluate", recipe, store, set_)
-
-
-@app.command(rich_help_panel="One step of a recipe")
-def publish(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
-    """The adapter as a PEFT directory with a manifest of where it came from."""
-    _by_hand("publish", recipe, store, set_)
-
-
-@app.command(rich_help_panel="One step of a recipe")
-def report(recipe: RecipeArgument, store: StoreOption = ".orbit", set_: SetOption = []) -> None:  # noqa: B006
-    """One HTML file: curves, figures and answers before and after."""
-    _by_hand("report", recipe, store, set_)
+for _step, _promise in STEPS.items():
+    app.command(_step, help=_promise, rich_help_panel="One step of a recipe")(_command_of(_step))
 
 
 @app.command()

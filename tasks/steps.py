@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
@@ -37,60 +37,6 @@ def worth_retrying(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
     return not isinstance(state.result(raise_on_failure=False), InputError)
 
 
-_STEP: dict[str, Any] = {
-    "retries": 2,
-    "retry_delay_seconds": [5, 30],
-    "retry_condition_fn": worth_retrying,
-    "cache_policy": NO_CACHE,
-    "persist_result": False,
-}
-
-
-@task(name="data", task_run_name="prepare prompts", **_STEP)
-def data(spec: StepSpec, executor: str) -> StepResult:
-    return _finish(spec, executor)
-
-
-@task(name="pretrain", task_run_name="pretrain a small base", **_STEP)
-def pretrain(spec: StepSpec, executor: str) -> StepResult:
-    return _finish(spec, executor)
-
-
-@task(name="quantize", task_run_name="quantize to {spec.params[precision][format]}", **_STEP)
-def quantize(spec: StepSpec, executor: str) -> StepResult:
-    return _finish(spec, executor)
-
-
-@task(name="convert", task_run_name="convert to torch_dist", **_STEP)
-def convert(spec: StepSpec, executor: str) -> StepResult:
-    return _finish(spec, executor)
-
-
-@task(name="preflight", task_run_name="compare trainer and rollout engine", **_STEP)
-def preflight(spec: StepSpec, executor: str) -> StepResult:
-    return _finish(spec, executor)
-
-
-@task(name="train", task_run_name="train {spec.params[adapter][kind]}, {spec.params[algorithm][steps]} steps", **_STEP)
-def train(spec: StepSpec, executor: str) -> StepResult:
-    return _finish(spec, executor)
-
-
-@task(name="evaluate", task_run_name="evaluate before and after", **_STEP)
-def evaluate(spec: StepSpec, executor: str) -> StepResult:
-    return _finish(spec, executor)
-
-
-@task(name="publish", task_run_name="publish the adapter", **_STEP)
-def publish(spec: StepSpec, executor: str) -> StepResult:
-    return _finish(spec, executor)
-
-
-@task(name="report", task_run_name="write the report", **_STEP)
-def report(spec: StepSpec, executor: str) -> StepResult:
-    return _finish(spec, executor)
-
-
 def _finish(spec: StepSpec, executor: str) -> StepResult:
     logger, started = get_run_logger(), time.monotonic()
     tell(spec.step, {"orbit": "started"})
@@ -103,3 +49,27 @@ def _finish(spec: StepSpec, executor: str) -> StepResult:
     tell(spec.step, {"orbit": "finished", "seconds": result.seconds, "reused": reused, "facts": artifact.facts})
     show_facts(artifact)
     return result
+
+
+def _task(step: str, title: str) -> Task[[StepSpec, str], StepResult]:
+    settings = task(
+        name=step,
+        task_run_name=title,
+        retries=2,
+        retry_delay_seconds=[5.0, 60.0],
+        retry_condition_fn=worth_retrying,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    return settings(_finish)
+
+
+data = _task("data", "prepare prompts")
+pretrain = _task("pretrain", "pretrain a small base")
+quantize = _task("quantize", "quantize to {spec.params[precision][format]}")
+convert = _task("convert", "convert to torch_dist")
+preflight = _task("preflight", "compare trainer and rollout engine")
+train = _task("train", "train {spec.params[adapter][kind]}, {spec.params[algorithm][steps]} steps")
+evaluate = _task("evaluate", "evaluate before and after")
+publish = _task("publish", "publish the adapter")
+report = _task("report", "write the report")
