@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 PLAIN_SECONDS = 10.0  # between two plain lines of one step
@@ -38,12 +39,13 @@ def live_view(steps: Sequence[str], console: Console, quiet: bool = False) -> It
 def _progress(console: Console) -> Progress:
     return Progress(
         SpinnerColumn(finished_text="[green]✓[/]"),
-        TextColumn("{task.description}", style="bold"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[time]}", style="cyan"),
-        TextColumn("{task.fields[message]}", style="dim"),
+        TextColumn("{task.description}", style="bold", table_column=Column(no_wrap=True, min_width=10)),
+        BarColumn(bar_width=None, table_column=Column(width=16)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7, justify="right")),
+        TextColumn("{task.fields[time]}", style="cyan", table_column=Column(no_wrap=True, min_width=9)),
+        TextColumn("{task.fields[message]}", style="dim", table_column=Column(no_wrap=True, ratio=1)),
         console=console,
+        expand=True,
     )
 
 

@@ -20,6 +20,9 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 
 
+GROUP_SIZES = {"int4": (32, 128), "fp8": (128,), "nvfp4": (16,), "mxfp4": (32,), "bf16": ()}
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -57,16 +60,25 @@ class Precision(Section):
         ("lm_head", "embed_tokens", "norm", "mlp.gate"), description="modules that stay BF16: last parts of the name"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_group(cls, given: Any) -> Any:
+        """A size left out is the format's own, so that both spellings name the same artifacts."""
+        if isinstance(given, dict) and given.get("group_size") is None:
+            allowed = GROUP_SIZES.get(given.get("format", "int4"), ())
+            return {**given, "group_size": allowed[0] if allowed else None}
+        return given
+
     @model_validator(mode="after")
     def _group(self) -> Precision:
-        allowed = {"int4": (32, 128), "fp8": (128,), "nvfp4": (16,), "mxfp4": (32,), "bf16": ()}[self.format]
-        if self.group_size is not None and self.group_size not in allowed:
+        allowed = GROUP_SIZES[self.format]
+        if self.group_size not in (allowed or (None,)):
             raise ValueError(f"group_size for {self.format} must be one of {list(allowed)}, found {self.group_size}")
         return self
 
     @property
     def group(self) -> int:
-        return self.group_size or {"int4": 32, "fp8": 128, "nvfp4": 16, "mxfp4": 32, "bf16": 0}[self.format]
+        return self.group_size or 0
 
 
 class OFT(Section):

@@ -64,6 +64,14 @@ def test_the_adapter_is_chosen_by_one_word() -> None:
     assert isinstance(Recipe.load(DEMO, {"adapter": {"kind": "lora"}}).adapter, LoRA)
 
 
+def test_a_group_size_left_out_is_the_formats_own() -> None:
+    written = plan(Recipe.load(DEMO), "store")
+    left_out = plan(Recipe.load(DEMO, {"precision": {"format": "int4"}}), "store")
+    assert {n: s.digest for n, s in written.items()} == {n: s.digest for n, s in left_out.items()}
+    assert Recipe.load(DEMO, {"precision": {"format": "nvfp4"}}).precision.group == 16
+    assert Recipe.load(DEMO, {"precision": {"format": "bf16"}}).precision.group == 0
+
+
 def test_a_changed_learning_rate_reuses_the_quantised_base() -> None:
     before = plan(Recipe.load(DEMO), "store")
     after = plan(Recipe.load(DEMO, {"algorithm.optimizer.learning_rate": 1e-3}), "store")
