@@ -42,3 +42,13 @@ def s3_url(s3_environment: None) -> str:
     bucket = f"bucket-{uuid.uuid4().hex[:12]}"
     s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket)
     return f"s3://{bucket}/some/prefix"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where CI runs, everything that a test needs must be there: a skipped test fails the run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    if os.environ.get("CI") and skipped:
+        reporter.write_line("\nskipped, which CI does not allow: " + ", ".join(report.nodeid for report in skipped))
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
