@@ -67,7 +67,8 @@ def run(context: StepContext) -> dict[str, Any]:
             "equal bytes, and log-prob gaps of at most "
             f"{report['thresholds']['mean_gap']:g} (mean) and {report['thresholds']['token_gap']:g} (one token)",
             "\n    ".join(report["reasons"]),
-            "convert the base again; if it is refused again, the first drifting layer is where to look",
+            "remove the artifact that differs (trainer: convert, rollout: quantize) from the store and run again; "
+            "if it is refused again, the first drifting layer is where to look",
         )
     logprobs = report["logprobs"]
     return {

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orbit_core.errors import InputError, OrbitError
+from orbit_core.errors import GateError, InputError, OrbitError
 from orbit_core.steps.contract import InputRef, StepContext, StepFunction, StepSpec
 from orbit_core.steps.workspace import Workspace
 from orbit_core.store import open_store
 from orbit_core.store.artifacts import Artifact, ArtifactStore
+from orbit_core.store.base import Store
 from orbit_core.store.digests import digest_path
 
 PACKAGE = "orbit_core.steps"
@@ -103,9 +104,23 @@ def _make(
 ) -> Artifact:
     inputs = {name: _resolve(spec, name, ref, artifacts, workspace.cache) for name, ref in spec.inputs.items()}
     context = StepContext(spec, inputs, workspace.output, workspace.scratch, emit, should_stop)
-    facts = function(context)
+    try:
+        facts = function(context)
+    except GateError as error:
+        lies_at = _keep_refusal(spec, artifacts.store, workspace.output)
+        raise GateError(
+            error.what, error.expected, error.found, f"{error.fix}; what was measured: {lies_at}"
+        ) from error
     should_stop()  # from here on a request to stop waits for the publication
     return artifacts.publish(spec, workspace.output, _plain(spec, facts))
+
+
+def _keep_refusal(spec: StepSpec, store: Store, output: Path) -> str:
+    """Put what a gate wrote where no reader takes it for an artifact; returns where."""
+    folder = f"refused/{spec.step}/{spec.digest[:16]}"
+    for file in sorted(path for path in output.rglob("*") if path.is_file()):
+        store.put(f"{folder}/{file.relative_to(output).as_posix()}", file)
+    return store.url_of(folder)
 
 
 def _resolve(spec: StepSpec, name: str, ref: InputRef, artifacts: ArtifactStore, cache: Path) -> Path:

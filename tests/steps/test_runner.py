@@ -82,7 +82,10 @@ def test_a_gate_that_says_no_ends_with_42_and_its_message(tmp_path: Path) -> Non
     run(first, tmp_path)
     code, events, err = run(second, tmp_path)
     assert code == 42
-    assert events[-1]["kind"] == "GateError" and events[-1]["fix"] == "count less far"
+    refused = tmp_path / "store" / "refused" / "add" / second.digest[:16]
+    assert events[-1]["kind"] == "GateError"
+    assert events[-1]["fix"] == f"count less far; what was measured: {refused}"
+    assert (refused / "sum.txt").read_text() == "10"
     assert "at most 9" in err and "Traceback" not in err
     assert ArtifactStore(open_store(second.store)).find("add", second.digest) is None
 
