@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,9 +18,9 @@ import urllib.error
 import urllib.request
 
 from orbit_core.errors import OrbitError
+from orbit_core.executors.lifetime import die_with
 
 STARTUP_SECONDS = 180  # a fresh database is migrated first: 15 s on two idle cores
-_PR_SET_PDEATHSIG = 1
 
 # What a run on a laptop does not need; a person's own settings win.
 QUIET = {
@@ -98,10 +96,8 @@ def _wait_until_healthy(url: str) -> None:
 
 
 def _serve(port: int, parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            return
+    if not die_with(parent):
+        return
     import uvicorn
 
     uvicorn.run(

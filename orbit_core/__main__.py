@@ -9,7 +9,6 @@ resume anyway. A second SIGTERM stops every step at once.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import logging
 import os
@@ -24,10 +23,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from orbit_core.errors import ExitCode, InputError, Interrupted, OrbitError
+from orbit_core.executors.lifetime import die_with
 from orbit_core.steps.contract import StepSpec
 from orbit_core.steps.runner import PACKAGE, run_step
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Events:
@@ -73,8 +71,8 @@ class StopRequest:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    if options.parent is not None:
-        _die_with(options.parent)
+    if options.parent is not None and not die_with(options.parent):
+        return ExitCode.RESUMABLE  # what is published is whole at any instant: nothing is lost
     events, stop = Events(), StopRequest()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
@@ -116,15 +114,6 @@ def _load_spec(name: str, file: Path) -> StepSpec:
     if spec.step != name:
         raise InputError(f"spec {file}", f"a spec of step {name}", f"one of step {spec.step}")
     return spec
-
-
-def _die_with(parent: int) -> None:
-    """Ask the kernel for SIGKILL when the executor dies: what is published is whole at any instant, nothing is lost."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the kernel was asked
-        sys.exit(int(ExitCode.RESUMABLE))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def chart_cards(metrics: Rows, evaluation: Mapping[str, Any], summary: Mapping[s
 
 
 def measures_kl(metrics: Rows) -> bool:
-    """Without a KL penalty the trainer does not score the reference, and says 0."""
+    """False for a run whose steps did not score the reference."""
     return any(row.get("kl") for row in metrics)
 
 

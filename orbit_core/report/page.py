@@ -122,7 +122,7 @@ def _figures(run: RunRecord) -> Markup:
 def _training_lead(run: RunRecord) -> str:
     text = f"{run.summary['steps']} steps; hover over a curve for its values."
     if not measures_kl(run.metrics):
-        text += " The recipe has no KL penalty, so KL was measured only at the end."
+        text += " KL was measured only at the end."
     return text
 
 
