@@ -157,7 +157,8 @@ def _make_directory(directory: Path) -> None:
         missing.append(directory)
         directory = directory.parent
     for new in reversed(missing):
-        new.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # not mkdir(exist_ok=True): it raises if the folder is gone again
+            os.mkdir(new)
         _sync_directory(new.parent)
 
 

@@ -175,6 +175,25 @@ def test_deleting_beside_writing_loses_no_write(tmp_path: Path) -> None:
     assert store.list() == []
 
 
+def test_a_folder_gone_the_moment_another_writer_made_it_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process makes the folder first, so mkdir says it exists, and removes it before anything is in it."""
+    store = FolderStore(tmp_path)
+    real, raced = os.mkdir, []
+
+    def mkdir(path: Path, mode: int = 0o777) -> None:
+        if Path(path).name == "deep" and not raced:
+            raced.append(path)
+            raise FileExistsError(17, "File exists", str(path))
+        real(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    assert store.put_if_absent("shared/deep/file", b"1")
+    assert raced
+    assert store.read("shared/deep/file") == b"1"
+
+
 def test_leftovers_of_dead_writers_are_swept_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".tmp").mkdir()
     (tmp_path / ".tmp" / "dead").write_text("half a file")
