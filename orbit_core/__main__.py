@@ -1,9 +1,11 @@
 """`python -m orbit_core step NAME --spec spec.json [--scratch DIR]`: what a subprocess or a pod runs.
+`python -m orbit_core stage --spec spec.json --scratch DIR`: fetches the step's inputs before it, in an init container.
 
-stdout carries events, one JSON object a line: {"orbit": "progress" | "report" | "reused" | "done" | "error", ...}.
+stdout carries events, one JSON object a line: {"orbit": "progress" | "report" | "reused" | "done" | "error", ...}, of
+stage {"orbit": "progress" | "staged" | "error", ...}.
 Everything else, also what a library prints, goes to stderr. Exit codes are those of orbit_core.errors.
 On SIGTERM a step that asks `should_stop` finishes what is in flight; any other is stopped at once, since it could not
-resume anyway. A second SIGTERM stops every step at once.
+resume anyway. A second SIGTERM stops every step at once. A step that loses its lease (`--holder`) is stopped likewise.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from pydantic import ValidationError
 from orbit_core.errors import ExitCode, InputError, Interrupted, OrbitError
 from orbit_core.executors.lifetime import die_with
 from orbit_core.steps.contract import StepSpec
-from orbit_core.steps.runner import PACKAGE, run_step
+from orbit_core.steps.runner import PACKAGE, Holder, run_step
+from orbit_core.steps.staging import stage_inputs
 
 
 class Events:
@@ -55,6 +58,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = self.asked = False
+        self.reason = ""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
@@ -62,22 +66,34 @@ class StopRequest:
         self.asked = True
         return self.requested
 
+    def stop(self, reason: str) -> None:
+        """From another thread, as if SIGTERM had come."""
+        self.reason = reason
+        os.kill(os.getpid(), signal.SIGTERM)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         at_once = self.requested or not self.asked
         self.requested = True
         if at_once:
-            raise Interrupted(f"stopped by {signal.Signals(number).name}")
+            raise Interrupted(self.reason or f"stopped by {signal.Signals(number).name}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    if options.parent is not None and not die_with(options.parent):
+    if options.command == "step" and options.parent is not None and not die_with(options.parent):
         return ExitCode.RESUMABLE  # what is published is whole at any instant: nothing is lost
     events, stop = Events(), StopRequest()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for talkative in ("botocore", "aiobotocore"):  # these say where the credentials are, at every start
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     try:
-        spec = _load_spec(options.name, options.spec)
-        run_step(spec, events.emit, stop, options.scratch, options.package)
+        spec = _load_spec(options.spec)
+        if options.command == "stage":
+            stage_inputs(spec, events.emit, options.scratch)
+        else:
+            _check_name(options.name, spec, options.spec)
+            holder = Holder(options.holder, options.lease_seconds, stop.stop) if options.holder else None
+            run_step(spec, events.emit, stop, options.scratch, options.package, holder)
         return ExitCode.DONE
     except OrbitError as error:
         print(error, file=sys.stderr)
@@ -93,27 +109,34 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m orbit_core", description="Run one step of an Orbit pipeline.")
-    step = parser.add_subparsers(dest="command", required=True).add_parser("step", help="run one step")
+    commands = parser.add_subparsers(dest="command", required=True)
+    step = commands.add_parser("step", help="run one step")
     step.add_argument("name", help="quantize, train, ...")
-    step.add_argument("--spec", type=Path, required=True, help="JSON file of a StepSpec")
-    step.add_argument(
-        "--scratch", type=Path, help="node-local folder; default: in the folder store, or the user's cache"
-    )
+    stage = commands.add_parser("stage", help="fetch the inputs of a step")
+    for command in (step, stage):
+        command.add_argument("--spec", type=Path, required=True, help="JSON file of a StepSpec")
+        command.add_argument(
+            "--scratch", type=Path, help="node-local folder; default: in the folder store, or the user's cache"
+        )
     step.add_argument("--package", default=PACKAGE, help="package that holds the step's module")
     step.add_argument("--parent", type=int, help="process id of the executor: die when it dies (Linux)")
+    step.add_argument("--holder", help="name of this pod: hold the step's lease in the store while it runs")
+    step.add_argument("--lease-seconds", type=float, default=60.0, help="silence after which a lease may be taken over")
     return parser
 
 
-def _load_spec(name: str, file: Path) -> StepSpec:
+def _load_spec(file: Path) -> StepSpec:
     try:
-        spec = StepSpec.model_validate_json(file.read_bytes())
+        return StepSpec.model_validate_json(file.read_bytes())
     except FileNotFoundError:
         raise InputError(f"spec {file}", "a JSON file", "no such file") from None
     except ValidationError as error:
         raise InputError(f"spec {file}", "a StepSpec in JSON", str(error)) from None
+
+
+def _check_name(name: str, spec: StepSpec, file: Path) -> None:
     if spec.step != name:
         raise InputError(f"spec {file}", f"a spec of step {name}", f"one of step {spec.step}")
-    return spec
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@
 Killed before 2, the step never happened: the state is a file that nothing names, and as a repeated step makes the same
 bytes it is written again under the same name, or removed by a later step's clean. Killed after 2, the step is done.
 When two runners race, the first commit stands; the second adopts it if it reached the same state, and stops if not.
+Where a lease keeps them apart, `fence` is asked right before 2 and raises in the one that has lost it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,8 +47,8 @@ class StepResult:
 class Recorder:
     """Commits steps of one run and finds the last one again."""
 
-    def __init__(self, store: Store, run: str, base_digest: str) -> None:
-        self.store, self.run, self.base_digest = store, run, base_digest
+    def __init__(self, store: Store, run: str, base_digest: str, fence: Callable[[], None] = lambda: None) -> None:
+        self.store, self.run, self.base_digest, self.fence = store, run, base_digest, fence
         self.reader = RolloutReader(store, run)
 
     def last(self) -> Commit | None:
@@ -91,6 +92,7 @@ class Recorder:
         columns = columns_of(result.samples, self.run, self.base_digest, result.sampled_with, result.rollout_seconds)
         file = encode_step(columns, commit)
         self.store.put_if_absent(state.path, content)
+        self.fence()
         if not self.store.put_if_absent(rollouts_path(self.run, result.step), file):
             commit = self._adopt(commit)
         self.clean(result.step)

@@ -62,7 +62,9 @@ class StepContext:
     emit: Callable[
         ..., None
     ]  # emit("progress", done=3, total=60, message=...) or emit("report", name=..., content=...)
-    should_stop: Callable[[], bool] = field(default=lambda: False)  # True after SIGTERM
+    should_stop: Callable[[], bool] = field(default=lambda: False)  # True after SIGTERM, or when the lease is lost
+    # Called right before a write that others will see; raises Interrupted when another process may run this step.
+    fence: Callable[[], None] = field(default=lambda: None)
 
     def progress(self, done: int, total: int, message: str = "", **values: Any) -> None:
         self.emit("progress", done=done, total=total, message=message, **values)

@@ -10,7 +10,9 @@ import importlib.util
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,19 @@ from orbit_core.store import open_store
 from orbit_core.store.artifacts import Artifact, ArtifactStore
 from orbit_core.store.base import Store
 from orbit_core.store.digests import digest_path
+from orbit_core.store.lease import Lease, NoLease
 
 PACKAGE = "orbit_core.steps"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who runs the step where more than one machine may try: a name for those who wait, and the lease that keeps them
+    apart. `on_lost(reason)` is called in another thread when the lease is lost in the middle of the work."""
+
+    name: str
+    lease_seconds: float
+    on_lost: Callable[[str], None] = lambda reason: None
 
 
 def run_step(
@@ -31,24 +44,22 @@ def run_step(
     should_stop: Callable[[], bool] = lambda: False,
     scratch: Path | None = None,
     package: str = PACKAGE,
+    holder: Holder | None = None,
 ) -> Artifact:
     """The artifact of `spec`, made by `package`.<step>.run if the store does not have it.
 
     Emits "reused" or "done" at the end. `should_stop()` becomes true after SIGTERM; the step then raises Interrupted.
+    With a `holder` the work is done under the lease `<step>-<digest16>` in the store, else under a local lock alone.
     """
     store = open_store(spec.store)
     artifacts = ArtifactStore(store)
     found = artifacts.find(spec.step, spec.digest)
     if found is None:
         function = load_step(spec, package)
-        workspace = Workspace(spec, store, scratch)
         started = time.monotonic()
-        with workspace.held(
-            on_wait=lambda holder: emit("progress", done=0, total=0, message=f"waiting: {holder} runs this step"),
-            ready=lambda: artifacts.find(spec.step, spec.digest) is not None,
-        ) as mine:
-            if mine:
-                artifact = _make(spec, function, artifacts, workspace, emit, should_stop)
+        with _alone(spec, artifacts, scratch, emit, should_stop, holder) as turn:
+            if turn:
+                artifact = _make(spec, function, artifacts, turn, emit)
                 emit("done", step=spec.step, digest=spec.digest, seconds=round(time.monotonic() - started, 3))
                 return artifact
         found = artifacts.find(spec.step, spec.digest)
@@ -56,6 +67,49 @@ def run_step(
         raise OrbitError(f"step {spec.step}: the artifact {spec.digest[:16]} was there and is gone; run it again")
     emit("reused", step=spec.step, digest=spec.digest)
     return found
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """Leave to work: where, until when, and whom to ask before others may see it."""
+
+    workspace: Workspace
+    should_stop: Callable[[], bool]
+    fence: Callable[[], None]
+
+
+@contextmanager
+def _alone(
+    spec: StepSpec,
+    artifacts: ArtifactStore,
+    scratch: Path | None,
+    emit: Callable[..., None],
+    should_stop: Callable[[], bool],
+    holder: Holder | None,
+) -> Iterator[_Turn | None]:
+    """Yields our turn at the step, or None when another process has finished it meanwhile.
+
+    The lease comes before the lock: a workspace on a shared filesystem may be emptied only by who holds the lease.
+    """
+
+    def ready() -> bool:
+        return artifacts.find(spec.step, spec.digest) is not None
+
+    def waiting(other: str, verb: str) -> None:
+        emit("progress", done=0, total=0, message=f"waiting: {other} {verb} this step")
+
+    name = f"{spec.step}-{spec.digest[:16]}"
+    lease: AbstractContextManager[Lease | NoLease | None] = nullcontext(NoLease())
+    if holder is not None:
+        wish = Lease(artifacts.store, name, holder.name, holder.lease_seconds, holder.on_lost)
+        lease = wish.held(on_wait=lambda other: waiting(other, "holds"), ready=ready)
+    with lease as held:
+        if held is None:
+            yield None
+            return
+        workspace = Workspace(spec, artifacts.store, scratch, held.term)
+        with workspace.held(on_wait=lambda other: waiting(other, "runs"), ready=ready) as mine:
+            yield _Turn(workspace, lambda: should_stop() or held.lost, held.check) if mine else None
 
 
 def load_step(spec: StepSpec, package: str = PACKAGE) -> StepFunction:
@@ -77,7 +131,15 @@ def threads_of(spec: StepSpec) -> int:
     engines = spec.params.get("engines")
     if isinstance(engines, dict) and "threads" in engines:
         return int(engines["threads"])
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cpus_here()
+
+
+def cpus_here(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """CPUs this process may use at once. A container sees all those of its node and is throttled beyond its quota,
+    which the kernel gives as "<microseconds> <per microseconds>" or "max <...>" (cgroup v2)."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    amount, _, period = quota.read_text().partition(" ") if quota.is_file() else ("max", "", "")
+    return cpus if amount == "max" else max(1, min(cpus, int(amount) // int(period)))
 
 
 def _check_version(spec: StepSpec) -> None:
@@ -98,12 +160,12 @@ def _make(
     spec: StepSpec,
     function: StepFunction,
     artifacts: ArtifactStore,
-    workspace: Workspace,
+    turn: _Turn,
     emit: Callable[..., None],
-    should_stop: Callable[[], bool],
 ) -> Artifact:
+    workspace = turn.workspace
     inputs = {name: _resolve(spec, name, ref, artifacts, workspace.cache) for name, ref in spec.inputs.items()}
-    context = StepContext(spec, inputs, workspace.output, workspace.scratch, emit, should_stop)
+    context = StepContext(spec, inputs, workspace.output, workspace.scratch, emit, turn.should_stop, turn.fence)
     try:
         facts = function(context)
     except GateError as error:
@@ -111,8 +173,8 @@ def _make(
         raise GateError(
             error.what, error.expected, error.found, f"{error.fix}; what was measured: {lies_at}"
         ) from error
-    should_stop()  # from here on a request to stop waits for the publication
-    return artifacts.publish(spec, workspace.output, _plain(spec, facts))
+    turn.should_stop()  # from here on a request to stop waits for the publication
+    return artifacts.publish(spec, workspace.output, _plain(spec, facts), turn.fence)
 
 
 def _keep_refusal(spec: StepSpec, store: Store, output: Path) -> str:
@@ -123,18 +185,23 @@ def _keep_refusal(spec: StepSpec, store: Store, output: Path) -> str:
     return store.url_of(folder)
 
 
+def input_artifact(spec: StepSpec, name: str, ref: InputRef, artifacts: ArtifactStore) -> Artifact:
+    """The artifact that the spec names as its input `name`; InputError if it has not been made."""
+    artifact = artifacts.find(ref.step or "", ref.digest)
+    if artifact is None:
+        raise InputError(
+            f"step {spec.step}: input {name}",
+            f"artifact {ref.step}/{ref.digest[:16]} in store {artifacts.store.url}",
+            "nothing",
+            f"run step {ref.step} of the same recipe first",
+        )
+    return artifact
+
+
 def _resolve(spec: StepSpec, name: str, ref: InputRef, artifacts: ArtifactStore, cache: Path) -> Path:
     """An input as a local path whose content is what the spec names."""
     if ref.step is not None:
-        artifact = artifacts.find(ref.step, ref.digest)
-        if artifact is None:
-            raise InputError(
-                f"step {spec.step}: input {name}",
-                f"artifact {ref.step}/{ref.digest[:16]} in store {artifacts.store.url}",
-                "nothing",
-                f"run step {ref.step} of the same recipe first",
-            )
-        return artifact.fetch(cache)
+        return input_artifact(spec, name, ref, artifacts).fetch(cache)
     if ref.path is None:
         raise InputError(f"step {spec.step}: input {name}", "a step or a path", "neither")
     found = digest_path(ref.path)

@@ -65,7 +65,7 @@ def _make_loop(context: StepContext, params: Params, run_id: str) -> Loop:
     judge = Judge(params.reward)  # before the engines: a reward that cannot be made should not cost their start
     trainer = load_trainer(params.engines, converted, quantized, params.adapter, params.seed)
     if "warm_start" in context.inputs:
-        trainer.load_adapter(load_adapter(context.inputs["warm_start"], params.adapter))
+        trainer.load_adapter(load_adapter(_warm_start(context), params.adapter))
     return Loop(
         trainer,
         [load_rollout_engine(params.engines, quantized, params.adapter)],
@@ -75,8 +75,16 @@ def _make_loop(context: StepContext, params: Params, run_id: str) -> Loop:
         judge=judge,
         algorithm=params.algorithm,
         seed=params.seed,
-        recorder=Recorder(open_store(context.spec.store), run_id, context.spec.inputs["quantized"].digest),
+        recorder=Recorder(
+            open_store(context.spec.store), run_id, context.spec.inputs["quantized"].digest, context.fence
+        ),
     )
+
+
+def _warm_start(context: StepContext) -> Path:
+    """The PEFT directory to start from: the person's own, or the adapter of an earlier run."""
+    given = context.inputs["warm_start"]
+    return given / "adapter" if context.spec.inputs["warm_start"].step else given
 
 
 def _report(context: StepContext, commit: Commit, total: int) -> None:

@@ -6,16 +6,15 @@
 
 For a folder store the base is inside the store, so that publishing moves files instead of copying them. A second try of
 the same spec on this machine waits for the first and then adopts its artifact; across machines `put_if_absent` decides.
+Under a lease the output is `output-<term>`: on a shared filesystem whose locks end at the machine, a process that has
+lost the lease and does not know it yet works in a folder of its own, never in its successor's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
-import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,32 +22,34 @@ from orbit_core.steps.contract import StepSpec
 from orbit_core.store.base import Store
 from orbit_core.store.digests import cache_directory
 from orbit_core.store.folder import FolderStore
-
-POLL_SECONDS = 0.2
+from orbit_core.store.locks import acquire
 
 
 class Workspace:
-    def __init__(self, spec: StepSpec, store: Store, scratch: Path | None = None) -> None:
+    """`term`: that of the lease under which the step runs; 0: none."""
+
+    def __init__(self, spec: StepSpec, store: Store, scratch: Path | None = None, term: int = 0) -> None:
         name = f"{spec.step}-{spec.digest[:16]}"
         local = store.root / ".work" if isinstance(store, FolderStore) else None
         kept = (scratch or local or cache_directory() / "work").absolute()
+        self.term = term
         self.cache = kept  # fetched artifacts: shared by all steps
         self.root = (local or kept) / name
-        self.output = self.root / "output"
+        self.output = self.root / (f"output-{term}" if term else "output")
         self.scratch = kept / name / "scratch"
 
     @contextlib.contextmanager
     def held(self, on_wait: Callable[[str], None], ready: Callable[[], bool]) -> Iterator[bool]:
         """Yields True holding the workspace, with an empty `output`; or False, as soon as `ready()` says that another
         process has finished the work. `on_wait(holder)` is called once if another process holds it."""
-        lock = self._acquire(on_wait, ready)
+        lock = acquire(self.root / "lock", on_wait, ready)
         done = False
         try:
             if ready():  # finished by another process before the lock was ours
                 done = lock is not None
                 yield False
                 return
-            shutil.rmtree(self.output, ignore_errors=True)
+            self._sweep()
             self.output.mkdir()
             self.scratch.mkdir(parents=True, exist_ok=True)
             yield True
@@ -61,33 +62,8 @@ class Workspace:
             if lock is not None:
                 os.close(lock)
 
-    def _acquire(self, on_wait: Callable[[str], None], ready: Callable[[], bool]) -> int | None:
-        waiting = False
-        while not ready():
-            self.root.mkdir(parents=True, exist_ok=True)
-            path = self.root / "lock"
-            with contextlib.suppress(FileNotFoundError):  # the last holder is removing the folder
-                lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-                if _locked(lock, path):
-                    os.ftruncate(lock, 0)
-                    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-                    return lock
-                holder = os.pread(lock, 300, 0).decode(errors="replace") or "another process"
-                os.close(lock)
-                if not waiting:
-                    on_wait(holder)
-                waiting = True
-                time.sleep(POLL_SECONDS)
-        return None
-
-
-def _locked(lock: int, path: Path) -> bool:
-    """Whether `lock` is now held and is still the file that others would open."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    try:
-        return os.stat(path).st_ino == os.fstat(lock).st_ino
-    except FileNotFoundError:
-        return False
+    def _sweep(self) -> None:
+        """Remove what earlier tries have left; a later one's folder means that we are the past ourselves."""
+        for left in self.root.glob("output*"):
+            if int(left.name.removeprefix("output").removeprefix("-") or 0) <= self.term:
+                shutil.rmtree(left, ignore_errors=True)

@@ -13,23 +13,38 @@ Names that begin with a dot at the top of a folder store (`.tmp`, `.work`) are t
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from orbit_core.errors import InputError
 from orbit_core.store.base import Store
 from orbit_core.store.folder import FolderStore
 
-__all__ = ["FolderStore", "Store", "open_store"]
+__all__ = ["FolderStore", "Store", "open_store", "split_url"]
 
 
 def open_store(url: str | Path) -> Store:
     """The store at `url`: a folder (plain path or file://) or s3://bucket/prefix.
 
-    Raises InputError for other schemes and for a URL that holds credentials (they would end up in manifests and logs).
+    Raises InputError as `split_url` does.
     """
     text = str(url)
-    if "://" not in text:
+    parts = split_url(text)
+    if parts is None:
         return FolderStore(Path(text))
+    if parts.scheme == "file":
+        return FolderStore(Path(parts.path))
+    from orbit_core.store.s3 import S3Store  # s3fs takes half a second to import
+
+    return S3Store(parts.netloc, parts.path.strip("/"))
+
+
+def split_url(text: str) -> SplitResult | None:
+    """The parts of a file:// or s3:// URL, None for a plain path; nothing is opened.
+
+    Raises InputError for other schemes and for a URL that holds credentials (they would end up in manifests and logs).
+    """
+    if "://" not in text:
+        return None
     parts = urlsplit(text)
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise InputError(
@@ -38,12 +53,8 @@ def open_store(url: str | Path) -> Store:
             "an '@', '?' or '#' in it (not repeated here)",
             "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or a profile, in the environment",
         )
-    if parts.scheme == "file":
-        return FolderStore(Path(parts.path))
-    if parts.scheme == "s3":
-        if not parts.netloc:
-            raise InputError(f"store {text}", "s3://bucket/prefix", "no bucket")
-        from orbit_core.store.s3 import S3Store  # s3fs takes half a second to import
-
-        return S3Store(parts.netloc, parts.path.strip("/"))
+    if parts.scheme == "s3" and not parts.netloc:
+        raise InputError(f"store {text}", "s3://bucket/prefix", "no bucket")
+    if parts.scheme in ("file", "s3"):
+        return parts
     raise InputError(f"store {text}", "a folder or s3://bucket/prefix", f"scheme {parts.scheme!r}")

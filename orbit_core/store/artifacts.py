@@ -10,11 +10,10 @@ the loser removes its own files and returns the winner's artifact.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import os
-import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from orbit_core.errors import OrbitError
 from orbit_core.steps.contract import StepSpec, canonical_json
 from orbit_core.store.base import Store
 from orbit_core.store.digests import content_names, sha256_file
+from orbit_core.store.fetching import made_once
 
 SCHEMA = 1
 
@@ -70,43 +70,63 @@ class Artifact:
         """Path or URL of the directory, for people and libraries."""
         return self.store.url_of(self.prefix)
 
-    def fetch(self, scratch: Path) -> Path:
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(entry.size for entry in self.manifest.files.values())
+
+    def fetch(
+        self,
+        scratch: Path,
+        on_file: Callable[[int], None] = lambda size: None,
+        on_wait: Callable[[str], None] = lambda holder: None,
+    ) -> Path:
         """The artifact as a local read-only directory.
 
         In a folder store that is the artifact itself; from S3 it is downloaded once into
-        `scratch/artifacts/<digest16>-<attempt>`, each file checked against its sha256.
+        `scratch/artifacts/<digest16>-<attempt>`, each file checked against its sha256; a download that was killed is
+        gone on with. `on_file(bytes)` is called for each file, `on_wait(holder)` if another process is at it.
         """
-        lies = self.store.local_path(self.prefix)
-        if lies is not None:
-            return lies
-        target = scratch / "artifacts" / f"{self.manifest.digest[:16]}-{self.manifest.attempt}"
-        if target.is_dir():
-            return target
-        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            for name in self.manifest.files:
-                (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                self.store.download(f"{self.prefix}/{name}", partial / name)
-            self._check(partial)
-            with contextlib.suppress(OSError):  # another process has fetched it meanwhile
-                os.rename(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return target
+
+        def download(partial: Path) -> None:
+            for name, entry in self.manifest.files.items():
+                file = partial / name
+                if not file.is_file() or sha256_file(file) != entry.sha256:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    self.store.download(f"{self.prefix}/{name}", file)
+                    try:
+                        self._check(partial, name)
+                    except OrbitError:
+                        file.unlink()
+                        raise
+                    _make_durable(file)
+                on_file(entry.size)
+            for left in (path for path in partial.rglob(".*") if path.is_file()):  # of a download that was killed
+                left.unlink()
+
+        return self.store.local_path(self.prefix) or made_once(self._place(scratch), download, on_wait)
+
+    def is_fetched(self, scratch: Path) -> bool:
+        """Whether `fetch` has nothing to do."""
+        return self.store.local_path(self.prefix) is not None or self._place(scratch).is_dir()
 
     def verify(self, scratch: Path) -> None:
         """Raises OrbitError if a file is missing or its bytes are not those that were published."""
-        self._check(self.fetch(scratch))
+        directory = self.fetch(scratch)
+        for name in self.manifest.files:
+            self._check(directory, name)
 
-    def _check(self, directory: Path) -> None:
-        for name, entry in self.manifest.files.items():
-            file = directory / name
-            found = sha256_file(file) if file.is_file() else "no such file"
-            if found != entry.sha256:
-                raise OrbitError(
-                    f"artifact {self.prefix}/{name}\n  expected: sha256 {entry.sha256}\n  found: {found}\n"
-                    f"  what to do: delete {_manifest_path(self.manifest.step, self.manifest.digest)} and run again"
-                )
+    def _place(self, scratch: Path) -> Path:
+        return scratch / "artifacts" / f"{self.manifest.digest[:16]}-{self.manifest.attempt}"
+
+    def _check(self, directory: Path, name: str) -> None:
+        expected, file = self.manifest.files[name].sha256, directory / name
+        found = sha256_file(file) if file.is_file() else "no such file"
+        if found != expected:
+            raise OrbitError(
+                f"artifact {self.prefix}/{name}\n  expected: sha256 {expected}\n  found: {found}\n"
+                f"  what to do: delete {_manifest_path(self.manifest.step, self.manifest.digest)} and run again"
+            )
 
 
 class ArtifactStore:
@@ -127,8 +147,14 @@ class ArtifactStore:
             )
         return Artifact(self.store, manifest)
 
-    def publish(self, spec: StepSpec, directory: Path, facts: dict[str, Any]) -> Artifact:
-        """Move the files under `directory` into the store as the artifact of `spec`; returns what readers now see."""
+    def publish(
+        self, spec: StepSpec, directory: Path, facts: dict[str, Any], fence: Callable[[], None] = lambda: None
+    ) -> Artifact:
+        """Move the files under `directory` into the store as the artifact of `spec`; returns what readers now see.
+
+        `fence` is called before the upload and before the manifest, and raises if another process may do the same.
+        """
+        fence()
         attempt = uuid.uuid4().hex[:12]
         prefix = f"artifacts/{spec.step}/{spec.digest[:16]}/{attempt}"
         files = {}
@@ -149,6 +175,7 @@ class ArtifactStore:
             code_version=code_version(),
         )
         path = _manifest_path(spec.step, spec.digest)
+        fence()
         won = self.store.put_if_absent(path, canonical_json(manifest.model_dump(mode="json")))
         artifact = Artifact(self.store, manifest) if won else self.find(spec.step, spec.digest)
         if artifact is None:
@@ -175,6 +202,11 @@ def code_version() -> str:
         return importlib.metadata.version("orbit-rl")
     except importlib.metadata.PackageNotFoundError:
         return orbit_core.__version__
+
+
+def _make_durable(file: Path) -> None:
+    with open(file, "rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def _manifest_path(step: str, digest: str) -> str:

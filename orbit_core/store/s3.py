@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import s3fs
-from botocore.exceptions import ClientError, NoCredentialsError, ParamValidationError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
 
 from orbit_core.errors import InputError, OrbitError
 from orbit_core.store.base import check_path
@@ -130,7 +130,7 @@ class S3Store:
                     f"store {self.url}", f"the bucket {self.bucket}", "no such bucket", "create it"
                 ) from None
             raise
-        except OSError as error:
+        except (OSError, BotoCoreError) as error:  # the latter: no answer from the server
             raise OrbitError(f"store {self.url}: {path}: {error}") from error
 
 

@@ -17,8 +17,9 @@ from orbit_core.errors import Interrupted
 from orbit_core.pipeline import plan
 from orbit_core.recipe import Recipe
 from orbit_core.steps.contract import StepSpec
-from orbit_core.steps.runner import run_step
+from orbit_core.steps.runner import Holder, run_step
 from orbit_core.store import open_store
+from orbit_core.store.lease import LeaseLost
 from orbit_core.store.rollouts import TIMING_COLUMNS, RolloutReader, rollouts_path
 
 ROOT = Path(__file__).parents[2]
@@ -152,6 +153,19 @@ def test_kill_in_the_middle_of_the_real_run_then_start_again(store, trained, tmp
     again = run_step(spec, ignore)
     assert again.facts["adapter_digest"] == trained.facts["adapter_digest"]
     assert rows(fresh, again.facts["run"]) == rows(store, trained.facts["run"])
+
+
+def test_who_has_lost_the_lease_commits_nothing(store, tmp_path):
+    """As a pod that was cut off: another one has claimed the next term by the time of the first commit."""
+    fresh = borrowed(store, tmp_path)
+    spec, committed = specs_of(fresh)["train"], open_store(fresh)
+
+    def overtaken(event: str, /, **values) -> None:
+        committed.put(f"leases/train-{spec.digest[:16]}/000002.json", b'{"holder": "pod-b", "seconds": 600}')
+
+    with pytest.raises(LeaseLost, match="pod-b holds it, term 2"):
+        run_step(spec, overtaken, holder=Holder("pod-a", lease_seconds=600))
+    assert committed.list("rollouts/") == []
 
 
 def borrowed(store: Path, tmp_path: Path) -> Path:

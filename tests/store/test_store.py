@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from orbit_core.errors import InputError
+from orbit_core.errors import InputError, OrbitError
 from orbit_core.store import Store, open_store
 from orbit_core.store.folder import LEFTOVER_SECONDS, FolderStore
 
@@ -249,3 +249,11 @@ def test_large_files_go_in_parts_and_the_second_still_loses(s3_url: str, tmp_pat
     assert not store.put_if_absent("big", tmp_path / "big")
     store.download("big", tmp_path / "copy")
     assert (tmp_path / "copy").stat().st_size == 101 << 20
+
+
+def test_a_server_that_does_not_answer_is_named(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(OrbitError, match=rf"store {s3_url}: a/b: Could not connect to the endpoint") as error:
+        open_store(s3_url).read("a/b")
+    assert error.value.exit_code == 1, "it may come back"
