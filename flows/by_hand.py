@@ -40,7 +40,7 @@ def run_step_by_hand(step: str, recipe: Recipe, recipe_name: str, store: str) ->
             seconds = event["seconds"] if event["orbit"] == "done" else seconds
             view(step, event)
 
-        artifact = found or executor_for(recipe.executor).run(spec, follow)
+        artifact = found or executor_for(recipe).run(spec, follow)
         view(step, {"orbit": "finished", "seconds": seconds, "reused": found is not None, "facts": artifact.facts})
     return artifact
 

@@ -7,6 +7,10 @@ from typing import Annotated
 
 import typer
 
+from flows.arguments import RecipeArgument, SetOption, StoreOption
+from flows.cluster import app as cluster
+from flows.promoting import promote, promotions, rollback
+
 app = typer.Typer(
     name="orbit",
     help="RL post-training of large language models on a frozen low-precision base.",
@@ -15,11 +19,6 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of one that comes with Orbit")
-]
-StoreOption = Annotated[str, typer.Option("--store", help="folder or s3://bucket/prefix for artifacts and rollouts")]
-SetOption = Annotated[list[str], typer.Option("--set", metavar="A.B=VALUE", help="override a field of the recipe")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="show no progress")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="show the logs of Prefect and of the steps instead")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print the outcome as one JSON object on the last line")]
@@ -127,6 +126,11 @@ def rollouts(
             view.show_groups(reader, step, Console())
         else:
             view.show_group(reader, step, group, Console())
+
+
+for _command in (promotions, promote, rollback):
+    app.command(rich_help_panel="Which adapter serves")(_command)
+app.add_typer(cluster, name="k8s")
 
 
 def main() -> None:

@@ -71,6 +71,8 @@ class _Bars:
                 message=_describe(event),
                 time=_seconds(time.monotonic() - self.began[step]),
             )
+        elif event["orbit"] == "status":
+            self.progress.update(row, message=_sentence(event))
         elif event["orbit"] == "finished":
             took = "reused" if event["reused"] else _seconds(event["seconds"])
             total = self.progress.tasks[row].total or 1
@@ -89,6 +91,8 @@ class _Lines:
         elif event["orbit"] == "progress" and now >= self.next_line.get(step, 0):
             self.next_line[step] = now + PLAIN_SECONDS
             self._line(f"  {step:10} {event.get('done', 0)}/{event.get('total', 0)}  {_describe(event)}")
+        elif event["orbit"] == "status":
+            self._line(f"  {step:10} {_sentence(event)}")
         elif event["orbit"] == "finished":
             took = "reused" if event["reused"] else _seconds(event["seconds"])
             self._line(f"✓ {step:10} {took:>8}  {_facts(step, event['facts'])}".rstrip())
@@ -106,6 +110,11 @@ def _describe(event: dict[str, Any]) -> str:
         if name not in {"orbit", "done", "total", "message"} and name not in message and isinstance(value, int | float)
     ]
     return "  ".join([message, *values]).strip()
+
+
+def _sentence(event: dict[str, Any]) -> str:
+    fix = event.get("fix")
+    return f"{event['message']}. What to do: {fix}" if fix else str(event["message"])
 
 
 def _facts(step: str, facts: dict[str, Any]) -> str:

@@ -25,8 +25,7 @@ def post_train(recipe: Recipe, store: str = ".orbit") -> dict[str, Any]:
         recipe: model, precision, adapter, data, reward, algorithm and engines of the run.
         store: folder or s3://bucket/prefix where artifacts and rollouts are kept.
     """
-    spec, executor = plan(recipe, store), recipe.executor
-    executor_for(executor)  # an executor that is not installed is said before anything starts
+    spec, executor = plan(recipe, store), executor_for(recipe)
 
     done = {"data": steps.data(spec["data"], executor)}
     if "pretrain" in spec:

@@ -26,7 +26,7 @@ def run_flow(recipe: Recipe, store: str, quiet: bool = False, verbose: bool = Fa
     from tasks.executors import executor_for
 
     steps = list(plan(recipe, store))  # what is wrong is said before anything starts
-    executor_for(recipe.executor)
+    executor_for(recipe)
     open_store(store)
     console = Console(stderr=True)
     settle_environment(verbose)

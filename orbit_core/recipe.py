@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from orbit_core.errors import InputError
 
@@ -251,7 +251,18 @@ class Resources(Section):
 
     gpus: int = Field(0, ge=0)
     cpus: int = Field(2, ge=1)
-    memory_gib: int = Field(8, ge=1)
+    memory_gib: int = Field(8, ge=1, description="of the pod, /dev/shm included")
+    shm_gib: int = Field(1, ge=0, description="/dev/shm")
+    scratch_gib: int = Field(20, ge=1, description="node-local room for inputs and work in progress")
+    hours: float = Field(24, gt=0, description="deadline of the Job, its retries included")
+    retries: int = Field(3, ge=0, description="new pods after failures; nodes lost and evictions do not count")
+    grace_seconds: int = Field(120, ge=1, description="from SIGTERM to SIGKILL: above the time of one training step")
+
+    @model_validator(mode="after")
+    def _shared_memory_fits(self) -> Resources:
+        if self.shm_gib >= self.memory_gib:
+            raise ValueError(f"shm_gib counts against memory_gib, found {self.shm_gib} of {self.memory_gib}")
+        return self
 
 
 class Recipe(Section):
@@ -274,6 +285,18 @@ class Recipe(Section):
     publication: Publication = Publication()
     executor: Literal["local", "kubernetes"] = "local"
     resources: dict[str, Resources] = Field(default_factory=dict, description="by step name")
+
+    @field_validator("resources")
+    @classmethod
+    def _known_steps(cls, resources: dict[str, Resources]) -> dict[str, Resources]:
+        from orbit_core.pipeline import VERSIONS  # which imports this module
+
+        for step in resources:
+            if step not in VERSIONS:
+                near = difflib.get_close_matches(step, VERSIONS, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known steps: {', '.join(VERSIONS)}"
+                raise ValueError(f"unknown step {step!r}; {hint}")
+        return resources
 
     @classmethod
     def load(cls, path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:

@@ -5,14 +5,16 @@ Artifact keys are `orbit-<step>...`, so the dashboard keeps a history over runs 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
@@ -21,6 +23,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.exceptions import PrefectException
 
 from orbit_core.executors.base import Event
 from orbit_core.store.artifacts import Artifact
@@ -46,11 +49,31 @@ class Follower:
     def __call__(self, event: Event) -> None:
         tell(self.step, event)
         if event["orbit"] == "progress":
-            self._progress(event)
+            with self._whatever_the_server_does():
+                self._progress(event)
         elif event["orbit"] == "report":
-            show_report(self.step, str(event.get("name", "report")), event.get("content"))
+            with self._whatever_the_server_does():
+                show_report(self.step, str(event.get("name", "report")), event.get("content"))
         elif event["orbit"] == "log":
             self.logger.info("%s", event["message"])
+        elif event["orbit"] == "status":
+            self._status(event)
+
+    @contextlib.contextmanager
+    def _whatever_the_server_does(self) -> Iterator[None]:
+        """A dashboard that is away for a while costs a picture, not the step."""
+        try:
+            yield
+        except (httpx.HTTPError, PrefectException) as error:
+            self.logger.warning("%s: not shown on the dashboard: %s", self.step, error)
+
+    def _status(self, event: Event) -> None:
+        """Where the step runs and what it waits for; a warning when a person should do something."""
+        fix = event.get("fix")
+        if fix:
+            self.logger.warning("%s: %s. What to do: %s", self.step, event["message"], fix)
+        else:
+            self.logger.info("%s: %s", self.step, event["message"])
 
     def _progress(self, event: Event) -> None:
         done, total, now = event.get("done", 0), event.get("total", 0), time.monotonic()

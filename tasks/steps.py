@@ -1,7 +1,8 @@
 """One Prefect task per pipeline step. Thin: adopt the artifact if the store has it, else run the step and show it.
 
 Retries are for machines that die. A wrong input or a gate that said no (exit 42) fails the same way every time and is
-not retried. Prefect's own result cache stays off: the store knows what is finished, even to a new Prefect database.
+not retried, nor is a Job for which Kubernetes has used up its own retries. Prefect's own result cache stays off: the
+store knows what is finished, even to a new Prefect database.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from orbit_core.errors import InputError
+from orbit_core.executors.base import Executor, GaveUp
 from orbit_core.steps.contract import StepSpec
 from orbit_core.store import open_store
 from orbit_core.store.artifacts import Artifact, ArtifactStore
 from tasks.dashboard import Follower, show_facts
-from tasks.executors import executor_for
 from tasks.watching import tell
 
 
@@ -34,16 +35,16 @@ class StepResult:
 
 def worth_retrying(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
     """Whether trying again may help; asked by Prefect after a failure."""
-    return not isinstance(state.result(raise_on_failure=False), InputError)
+    return not isinstance(state.result(raise_on_failure=False), InputError | GaveUp)
 
 
-def _finish(spec: StepSpec, executor: str) -> StepResult:
+def _finish(spec: StepSpec, executor: Executor) -> StepResult:
     logger, started = get_run_logger(), time.monotonic()
     tell(spec.step, {"orbit": "started"})
     artifact = ArtifactStore(open_store(spec.store)).find(spec.step, spec.digest)
     reused = artifact is not None
     if artifact is None:
-        artifact = executor_for(executor).run(spec, Follower(spec.step, logger))
+        artifact = executor.run(spec, Follower(spec.step, logger))
     result = StepResult(artifact, round(time.monotonic() - started, 3), reused)
     logger.info("%s %s/%s", "reused" if reused else "made", spec.step, spec.digest[:16])
     tell(spec.step, {"orbit": "finished", "seconds": result.seconds, "reused": reused, "facts": artifact.facts})
@@ -51,7 +52,7 @@ def _finish(spec: StepSpec, executor: str) -> StepResult:
     return result
 
 
-def _task(step: str, title: str) -> Task[[StepSpec, str], StepResult]:
+def _task(step: str, title: str) -> Task[[StepSpec, Executor], StepResult]:
     settings = task(
         name=step,
         task_run_name=title,

@@ -9,11 +9,17 @@ from orbit_core.errors import OrbitError
 from orbit_core.steps.contract import StepSpec
 from orbit_core.store.artifacts import Artifact
 
-Event = dict[str, Any]  # {"orbit": kind, ...} as the step wrote it; kind "log" carries one line of its stderr
+# {"orbit": kind, ...} as the step wrote it. Executors add "log" (one line of its stderr) and "status" (one sentence
+# about where the step runs: "message", and "fix" if a person should do something).
+Event = dict[str, Any]
 
 
 class StepFailed(OrbitError):
     """The step ended in a way that trying again may help: it crashed, was killed or lost its machine."""
+
+
+class GaveUp(StepFailed):
+    """The executor has tried again as often as it may, or a limit that a person set is reached: a person decides."""
 
 
 class Executor(Protocol):

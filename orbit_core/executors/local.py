@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import selectors
 import signal
@@ -15,15 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, cast
 
-from orbit_core import errors
-from orbit_core.errors import ExitCode, InputError, Interrupted
+from orbit_core.errors import ExitCode
 from orbit_core.executors.base import Event, StepFailed
+from orbit_core.executors.outcome import TAIL_LINES, error_of, parsed
 from orbit_core.steps.contract import StepSpec
 from orbit_core.steps.runner import PACKAGE
 from orbit_core.store import open_store
 from orbit_core.store.artifacts import Artifact, ArtifactStore
-
-TAIL_LINES = 20
 
 
 class LocalExecutor:
@@ -37,7 +34,7 @@ class LocalExecutor:
         failure: Event = {}
         with self._process(spec) as process:
             for stream, line in _lines(process):
-                event = _parsed(line) if stream is process.stdout else None
+                event = parsed(line) if stream is process.stdout else None
                 if event is None:
                     tail.append(line)
                     event = {"orbit": "log", "message": line}
@@ -46,7 +43,7 @@ class LocalExecutor:
                 on_event(event)
             code = process.wait()
         if code != ExitCode.DONE:
-            raise _error(spec, code, failure, list(tail))
+            raise error_of(spec, code, failure, list(tail))
         artifact = ArtifactStore(open_store(spec.store)).find(spec.step, spec.digest)
         if artifact is None:
             raise StepFailed(f"step {spec.step}: ended with exit code 0 but its artifact is not in store {spec.store}")
@@ -110,23 +107,3 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[tuple[IO[bytes], str]]:
                     lines = [last] if (last := rest.pop(stream)) else []
                 for line in lines:
                     yield stream, line.decode(errors="replace")
-
-
-def _parsed(line: str) -> Event | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and "orbit" in event else None
-
-
-def _error(spec: StepSpec, code: int, failure: Event, tail: list[str]) -> errors.OrbitError:
-    message = failure.get("message", "")
-    if code == ExitCode.REFUSED:
-        kind = errors.GateError if failure.get("kind") == "GateError" else InputError
-        fields = [failure.get(name, "") for name in ("what", "expected", "found", "fix")]
-        return kind(*fields) if fields[0] else kind(message or "\n".join(tail))
-    if code == ExitCode.RESUMABLE:
-        return Interrupted(message or f"step {spec.step} was stopped; running it again resumes it")
-    died = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return StepFailed("\n  ".join([f"step {spec.step}: {died}{': ' + message if message else ''}", *tail]))

@@ -95,7 +95,7 @@ def test_a_step_by_hand_runs_once_and_the_next_names_what_it_misses(tmp_path: Pa
         (("run", "demo", "--set", "algorithm.steps"), "field.sub=value"),
         (("demo", "--precision", "int3"), "int4"),
         (("demo", "--adapter", "dora"), "oft"),
-        (("run", "demo", "--set", "executor=kubernetes"), "kubernetes executor is not installed"),
+        (("run", "demo", "--set", "executor=kubernetes"), "ORBIT_SITE"),
         (("run", "demo", "--store", "s3://key:hunter2@bucket"), "AWS_ACCESS_KEY_ID"),
         (("run", "demo", "--set", "model={kind: local, path: /no/model}"), "/no/model"),
         (("pretrain", "demo", "--set", "model={kind: local, path: .}"), "one of this recipe's steps"),

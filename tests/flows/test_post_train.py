@@ -43,10 +43,10 @@ def test_the_deployment_runs_the_demos_recipe() -> None:
     assert deployment["parameters"]["recipe"] == DEMO
 
 
-def test_an_executor_that_is_not_installed_is_refused_before_anything_runs(prefect_api: str, tmp_path: Path) -> None:
+def test_a_cluster_that_nobody_described_is_refused_before_anything_runs(prefect_api: str, tmp_path: Path) -> None:
     from flows.post_train import post_train
 
-    with pytest.raises(InputError, match="kubernetes executor is not installed"):
+    with pytest.raises(InputError, match="ORBIT_SITE"):
         post_train(Recipe.parse({**DEMO, "executor": "kubernetes"}), str(tmp_path / "store"))
     assert not (tmp_path / "store").exists()
 

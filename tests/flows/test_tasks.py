@@ -22,12 +22,10 @@ from orbit_core.store.artifacts import ArtifactStore
 
 @pytest.fixture
 def events(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What watchers hear; the tasks run the sample steps."""
-    import tasks.steps
+    """What watchers hear."""
     import tasks.watching
 
     heard: list[tuple[str, str]] = []
-    monkeypatch.setattr(tasks.steps, "executor_for", lambda kind: LocalExecutor(package=PACKAGE))
     monkeypatch.setattr(tasks.watching, "_watchers", [lambda step, event: heard.append((step, event["orbit"]))])
     return heard
 
@@ -52,7 +50,11 @@ def test_steps_run_once_and_are_adopted_by_the_next_run(events: list[tuple[str, 
 
     @flow
     def pipeline() -> tuple[Any, ...]:
-        return steps.data(first, "local"), steps.evaluate(second, "local"), flow_run.id
+        return (
+            steps.data(first, LocalExecutor(package=PACKAGE)),
+            steps.evaluate(second, LocalExecutor(package=PACKAGE)),
+            flow_run.id,
+        )
 
     counted, added, made = pipeline()
     assert (counted.reused, added.reused, added.artifact.facts) == (False, False, {"total": 6})
@@ -75,8 +77,8 @@ def test_a_refusal_fails_the_flow_at_once_with_its_message(events: list[tuple[st
 
     @flow
     def pipeline() -> None:
-        steps.data(first, "local")
-        steps.evaluate(second, "local")
+        steps.data(first, LocalExecutor(package=PACKAGE))
+        steps.evaluate(second, LocalExecutor(package=PACKAGE))
 
     state = pipeline(return_state=True)
     assert state.is_failed() and "at most 5" in str(state.message)
@@ -92,7 +94,9 @@ def test_a_crash_is_retried(events: list[tuple[str, str]], tmp_path: Path) -> No
 
     @flow
     def pipeline() -> None:
-        steps.train.with_options(retry_delay_seconds=0, task_run_name="crash")(spec_of(tmp_path, "fail"), "local")
+        steps.train.with_options(retry_delay_seconds=0, task_run_name="crash")(
+            spec_of(tmp_path, "fail"), LocalExecutor(package=PACKAGE)
+        )
 
     with pytest.raises(StepFailed, match="lost the GPU"):
         pipeline()
@@ -108,11 +112,9 @@ from orbit_core.executors.local import LocalExecutor
 from orbit_core.steps.contract import StepSpec
 from tasks.watching import watching
 
-tasks.steps.executor_for = lambda kind: LocalExecutor(package="samples")
-
 @flow
 def pipeline(spec: StepSpec):
-    tasks.steps.data(spec, "local")
+    tasks.steps.data(spec, LocalExecutor(package="samples"))
 
 with short_errors(), watching(lambda step, event: print(event["orbit"], flush=True)):
     pipeline(StepSpec.model_validate_json(sys.argv[1]))
@@ -147,7 +149,7 @@ def test_a_cancelled_flow_stops_its_step_and_the_next_run_resumes_it(
 
     @flow
     def again() -> None:
-        steps.data(spec, "local")
+        steps.data(spec, LocalExecutor(package=PACKAGE))
 
     again()
     artifact = ArtifactStore(open_store(spec.store)).find("count", spec.digest)
