@@ -27,12 +27,14 @@ VERSIONS = {
     "evaluate": 1,
     "publish": 1,
     "report": 1,
+    "probe": 1,  # of no recipe: see steps/probe.py
 }
 
 
-def plan(recipe: Recipe, store: str) -> dict[str, StepSpec]:
+def plan(recipe: Recipe, store: str, warm_start: InputRef | None = None) -> dict[str, StepSpec]:
     """Specs of all steps by name, in the order in which they run.
 
+    `warm_start` names the train artifact whose adapter training starts from, in place of the recipe's directory.
     Raises InputError when a file or directory that the recipe names does not exist.
     """
     steps: dict[str, StepSpec] = {}
@@ -44,7 +46,8 @@ def plan(recipe: Recipe, store: str) -> dict[str, StepSpec]:
         steps[step] = spec
         return spec.ref()
 
-    named = _without_folders(recipe)
+    start = warm_start or (_external(recipe.warm_start) if recipe.warm_start else None)
+    named = _without_folders(recipe, warm_start)
     data = add("data", {"data": named.data, "seed": recipe.seed}, **_prompt_files(recipe))
     if isinstance(recipe.model, LocalModel):
         base = _external(recipe.model.path)
@@ -52,7 +55,6 @@ def plan(recipe: Recipe, store: str) -> dict[str, StepSpec]:
         base = add("pretrain", {"model": recipe.model, "data": named.data, "seed": recipe.seed}, data=data)
     quantized = add("quantize", {"precision": recipe.precision}, base=base)
     converted = add("convert", {}, quantized=quantized)
-    warm_start = _external(recipe.warm_start) if recipe.warm_start else None
     engines = {"adapter": recipe.adapter, "engines": recipe.engines, "seed": recipe.seed}
     preflight = add(
         "preflight",
@@ -68,7 +70,7 @@ def plan(recipe: Recipe, store: str) -> dict[str, StepSpec]:
         converted=converted,
         data=data,
         preflight=preflight,
-        warm_start=warm_start,
+        warm_start=start,
     )
     evaluate = add(
         "evaluate",
@@ -90,7 +92,7 @@ def plan(recipe: Recipe, store: str) -> dict[str, StepSpec]:
     return steps
 
 
-def _without_folders(recipe: Recipe) -> Recipe:
+def _without_folders(recipe: Recipe, warm_start: InputRef | None) -> Recipe:
     """The recipe as it enters parameters: files by their names alone, because their contents are inputs by digest."""
     changes: dict[str, Any] = {}
     if isinstance(recipe.data, PromptFile):
@@ -99,7 +101,9 @@ def _without_folders(recipe: Recipe) -> Recipe:
         changes["data"] = recipe.data.model_copy(update=names)
     if isinstance(recipe.model, LocalModel):
         changes["model"] = recipe.model.model_copy(update={"path": Path(recipe.model.path).name})
-    if recipe.warm_start:
+    if warm_start:
+        changes["warm_start"] = f"{warm_start.step}/{warm_start.digest[:16]}"
+    elif recipe.warm_start:
         changes["warm_start"] = Path(recipe.warm_start).name
     return recipe.model_copy(update=changes)
 

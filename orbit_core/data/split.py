@@ -18,7 +18,12 @@ from orbit_core.rl.types import Prompt
 
 def question_key(prompt: Prompt) -> str:
     """The bag of words of the question, as text."""
-    return " ".join(sorted(re.findall(r"\w+|[^\w\s]", prompt_text(prompt))))
+    return words_key(prompt_text(prompt))
+
+
+def words_key(text: str) -> str:
+    """The bag of words of a text, as text."""
+    return " ".join(sorted(re.findall(r"\w+|[^\w\s]", text)))
 
 
 def split(prompts: Sequence[Prompt], heldout: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
