@@ -1,0 +1,37 @@
+"""Every promise of the scenario table in k8s/README.md, kept once. soak.py keeps them many times."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from cluster.binaries import why_not
+from lanes import ALL, Outcome, outcomes
+
+
+@pytest.fixture(scope="module")
+def played(request: pytest.FixtureRequest) -> Iterator[dict[str, Outcome]]:
+    """What came of the scenarios that this session selects, played side by side."""
+    reason = why_not()
+    if reason and os.environ.get("CI"):
+        pytest.fail(f"{reason}; CI must have it", pytrace=False)
+    if reason:
+        pytest.skip(reason)
+    selected = [item.callspec.params["name"] for item in request.session.items if _ours(item)]
+    before = dict(os.environ)
+    try:
+        yield {outcome.name: outcome for outcome in outcomes(selected)}
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_promise(name: str, played: dict[str, Outcome]) -> None:
+    assert name in played, "its cluster did not start"
+    assert not played[name].broken, played[name].broken
+
+
+def _ours(item: pytest.Item) -> bool:
+    return item.path.name == "test_scenarios.py" and hasattr(item, "callspec")
