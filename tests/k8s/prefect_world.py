@@ -70,9 +70,9 @@ class PrefectServer:
 class Worker:
     """`prefect worker start` with the orchestrator's rights. Flow runs are its child processes."""
 
-    def __init__(self, server: PrefectServer, world: World, name: str = "one") -> None:
+    def __init__(self, server: PrefectServer, world: World, name: str = "one", pool: str = "") -> None:
         environment = {**world.process_environment(), **server.environment}
-        command = ["prefect", "worker", "start", "--pool", world.namespace, "--type", "process", "--name", name]
+        command = ["prefect", "worker", "start", "--pool", pool or world.namespace, "--type", "process", "--name", name]
         self.log = world.folder / f"worker-{name}.log"
         self.process = start(command, environment, self.log)
 

@@ -124,9 +124,9 @@ def test_where_nothing_is_set_up_every_gap_is_named_with_what_to_do(doctor: Doct
 
 
 def test_where_a_run_would_start_nothing_is_wrong_and_a_probe_proves_it(doctor: Doctor, prepared: None) -> None:
-    worker = Worker(doctor.server, doctor.world)
+    worker = Worker(doctor.server, doctor.world, pool="orbit")
     try:
-        until(lambda: doctor.look()["worker"][0] == "ok", "the worker", 180)
+        until(lambda: doctor.look()["worker"][0] == "ok", "the worker", 120)
         found = doctor.look("--probe")
     finally:
         worker.process.terminate()
