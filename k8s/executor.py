@@ -11,7 +11,6 @@ Called off (Ctrl-C, cancellation) the Job is deleted; an orchestrator that merel
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 
 from kubernetes.client import V1Job
@@ -26,7 +25,7 @@ from k8s.site import Site
 from k8s.state import FINAL, Phase, Situation, assess, last_words
 from orbit_core.errors import ExitCode, InputError, Interrupted, OrbitError
 from orbit_core.executors.base import Event, GaveUp, StepFailed
-from orbit_core.executors.outcome import TAIL_LINES, error_of, parsed
+from orbit_core.executors.outcome import Said, error_of, parsed
 from orbit_core.recipe import Resources
 from orbit_core.steps.contract import StepSpec
 from orbit_core.store import open_store
@@ -59,17 +58,15 @@ class KubernetesExecutor:
         on_event({"orbit": "report", "name": "job", "content": _about(job, adopted)})
         try:
             with Following(self.api, job, adopted) as following:
-                error = self._follow(spec, following, on_event)
-        except Exception as trouble:  # our own, not the step's: the Job goes on, and whoever asks next adopts it
-            if isinstance(trouble, Interrupted) and self.called_off(trouble):
+                failure = self._follow(spec, following, on_event)
+        except BaseException as error:
+            # Trouble of our own is not the step's: the Job goes on, and whoever asks next adopts it.
+            asked_to_stop = isinstance(error, Interrupted) or not isinstance(error, Exception)
+            if asked_to_stop and self.called_off(error):
                 self.jobs.delete(job)
             raise
-        except BaseException as stop:
-            if self.called_off(stop):
-                self.jobs.delete(job)
-            raise
-        if error is not None:
-            raise error
+        if failure is not None:
+            raise failure
         return self._artifact(spec)
 
     def _create_or_adopt(self, spec: StepSpec, on_event: OnEvent) -> tuple[Job | None, bool]:
@@ -100,7 +97,7 @@ class KubernetesExecutor:
 
     def _follow(self, spec: StepSpec, following: Following, on_event: OnEvent) -> OrbitError | None:
         """Hand on events until the Job ends; None if it did its work, else the error to raise."""
-        said = _Said(on_event)
+        said = Said(on_event)
         situation = Situation(Phase.WAITING)
         stuck_since: float | None = None
         for kind, content in following:
@@ -140,25 +137,7 @@ class KubernetesExecutor:
         return ArtifactStore(open_store(spec.store)).find(spec.step, spec.digest)
 
 
-class _Said:
-    """What the step has said: its events handed on, its last lines and its last error kept."""
-
-    def __init__(self, on_event: OnEvent) -> None:
-        self.on_event = on_event
-        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self.failure: Event = {}
-
-    def line(self, line: str) -> None:
-        event = parsed(line)
-        if event is None:
-            self.tail.append(line)
-            event = {"orbit": "log", "message": line}
-        elif event["orbit"] == "error":
-            self.failure = event
-        self.on_event(event)
-
-
-def _error(spec: StepSpec, situation: Situation, said: _Said, pods: list[Pod]) -> OrbitError:
+def _error(spec: StepSpec, situation: Situation, said: Said, pods: list[Pod]) -> OrbitError:
     failure, tail = said.failure, list(said.tail)
     if not failure and not tail:  # the log is lost, with its node perhaps: what the pod itself remembers
         events = [(line, parsed(line)) for line in last_words(pods).splitlines()]

@@ -32,6 +32,7 @@ from kubernetes.client import (
 
 from k8s.naming import (
     CONTAINER,
+    QUEUE_LABEL,
     SPEC_ANNOTATION,
     STAGE_CONTAINER,
     annotations_of,
@@ -47,7 +48,6 @@ from orbit_core.recipe import Resources
 from orbit_core.steps.contract import StepSpec
 from orbit_core.steps.runner import PACKAGE
 
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 QUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 TOPOLOGY_ANNOTATION = "kueue.x-k8s.io/podset-preferred-topology"
 # An autoscaler that packs nodes tighter would undo hours of work to save minutes; a drain still moves the pod.

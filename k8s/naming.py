@@ -13,6 +13,7 @@ DIGEST_LABEL = "orbit/digest"  # first 16 hex digits: a label value has at most 
 DIGEST_ANNOTATION = "orbit/digest"  # all 64
 STORE_ANNOTATION = "orbit/store"
 SPEC_ANNOTATION = "orbit/spec"  # the StepSpec as JSON; the pod reads it as a file through the downward API
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 CONTAINER = "step"
 STAGE_CONTAINER = "stage"
 

@@ -13,12 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from k8s.naming import STAGE_CONTAINER
+from k8s.naming import QUEUE_LABEL, STAGE_CONTAINER
 from k8s.objects import Condition, Container, Job, Pod
 from orbit_core.errors import ExitCode
 
 KILLED = 137  # 128 + SIGKILL
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 NONE = Condition(False)
 
 

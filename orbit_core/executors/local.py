@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, cast
 
 from orbit_core.errors import ExitCode
 from orbit_core.executors.base import Event, StepFailed
-from orbit_core.executors.outcome import TAIL_LINES, error_of, parsed
+from orbit_core.executors.outcome import Said, error_of
 from orbit_core.steps.contract import StepSpec
 from orbit_core.steps.runner import PACKAGE
 from orbit_core.store import open_store
@@ -30,20 +29,13 @@ class LocalExecutor:
         self.scratch, self.package, self.grace_seconds = scratch, package, grace_seconds
 
     def run(self, spec: StepSpec, on_event: Callable[[Event], None]) -> Artifact:
-        tail: deque[str] = deque(maxlen=TAIL_LINES)
-        failure: Event = {}
+        said = Said(on_event)
         with self._process(spec) as process:
             for stream, line in _lines(process):
-                event = parsed(line) if stream is process.stdout else None
-                if event is None:
-                    tail.append(line)
-                    event = {"orbit": "log", "message": line}
-                elif event["orbit"] == "error":
-                    failure = event
-                on_event(event)
+                said.line(line, may_be_event=stream is process.stdout)
             code = process.wait()
         if code != ExitCode.DONE:
-            raise error_of(spec, code, failure, list(tail))
+            raise error_of(spec, code, said.failure, list(said.tail))
         artifact = ArtifactStore(open_store(spec.store)).find(spec.step, spec.digest)
         if artifact is None:
             raise StepFailed(f"step {spec.step}: ended with exit code 0 but its artifact is not in store {spec.store}")

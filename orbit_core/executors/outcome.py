@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+from collections import deque
+from collections.abc import Callable
 
 from orbit_core import errors
 from orbit_core.errors import ExitCode, InputError, Interrupted
@@ -11,6 +13,24 @@ from orbit_core.executors.base import Event, StepFailed
 from orbit_core.steps.contract import StepSpec
 
 TAIL_LINES = 20  # of its stderr, in the message of a step that crashed
+
+
+class Said:
+    """What a step has said: its events handed on, its last lines and its last error kept."""
+
+    def __init__(self, on_event: Callable[[Event], None]) -> None:
+        self.on_event = on_event
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.failure: Event = {}
+
+    def line(self, line: str, may_be_event: bool = True) -> None:
+        event = parsed(line) if may_be_event else None
+        if event is None:
+            self.tail.append(line)
+            event = {"orbit": "log", "message": line}
+        elif event["orbit"] == "error":
+            self.failure = event
+        self.on_event(event)
 
 
 def parsed(line: str) -> Event | None:
