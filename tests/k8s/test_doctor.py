@@ -34,11 +34,8 @@ Findings = dict[str, tuple[str, str]]  # what was looked at -> (level, what was 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[tuple[str, dict[str, str]]]:
-    before = dict(os.environ)
     with moto_bucket() as made:
         yield made
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -39,12 +39,9 @@ STEPS = ("data", "pretrain", "quantize", "convert", "preflight", "train", "evalu
 
 @pytest.fixture
 def world(cluster: Cluster, tmp_path: Path) -> Iterator[World]:
-    before = dict(os.environ)
     with moto_bucket() as (url, environment), new_world(cluster, url, environment, tmp_path) as made:
         made.site_changes["package"] = "orbit_core.steps"
         yield made
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def fire(world: World, server: PrefectServer, recipe: dict[str, Any]) -> subprocess.Popen[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 from cluster.binaries import why_not
@@ -11,7 +10,7 @@ from lanes import ALL, Outcome, outcomes
 
 
 @pytest.fixture(scope="module")
-def played(request: pytest.FixtureRequest) -> Iterator[dict[str, Outcome]]:
+def played(request: pytest.FixtureRequest) -> dict[str, Outcome]:
     """What came of the scenarios that this session selects, played side by side."""
     reason = why_not()
     if reason and os.environ.get("CI"):
@@ -19,12 +18,7 @@ def played(request: pytest.FixtureRequest) -> Iterator[dict[str, Outcome]]:
     if reason:
         pytest.skip(reason)
     selected = [item.callspec.params["name"] for item in request.session.items if _ours(item)]
-    before = dict(os.environ)
-    try:
-        yield {outcome.name: outcome for outcome in outcomes(selected)}
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    return {outcome.name: outcome for outcome in outcomes(selected)}
 
 
 @pytest.mark.parametrize("name", ALL)

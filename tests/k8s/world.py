@@ -234,7 +234,7 @@ def until(
 
 @contextlib.contextmanager
 def moto_bucket() -> Iterator[tuple[str, dict[str, str]]]:
-    """URL of a bucket on an S3 server of our own and the environment that opens it; from now on also this process's."""
+    """URL of a bucket on an S3 server of our own and the environment that opens it, which is ours too until it closes."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request otherwise
@@ -247,6 +247,7 @@ def moto_bucket() -> Iterator[tuple[str, dict[str, str]]]:
         "AWS_SECRET_ACCESS_KEY": "test-secret-value",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+    before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     import s3fs
 
@@ -256,6 +257,11 @@ def moto_bucket() -> Iterator[tuple[str, dict[str, str]]]:
         yield f"s3://{bucket}", environment
     finally:
         server.stop()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
