@@ -234,7 +234,7 @@ def until(
 
 @contextlib.contextmanager
 def moto_bucket() -> Iterator[tuple[str, dict[str, str]]]:
-    """URL of a bucket on an S3 server of our own and the environment that opens it, which is ours too until it closes."""
+    """URL of a bucket on an S3 server of our own and the environment that opens it, ours too until it closes."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request otherwise
