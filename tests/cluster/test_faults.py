@@ -122,8 +122,8 @@ def test_silent_node_is_lost_and_its_pods_are_disrupted(ask: Asking) -> None:
     node.die()
     try:
         until(lambda: ask.condition(f"{ask.pods}/{first}", "DisruptionTarget"), "the pod is disrupted")
-        lost = ask.pod(first)
-        assert lost["status"]["phase"] == "Running" and "deletionTimestamp" in lost["metadata"]
+        until(lambda: "deletionTimestamp" in ask.pod(first)["metadata"], "the pod is being deleted")  # a request later
+        assert ask.pod(first)["status"]["phase"] == "Running"
     finally:
         node.start()
     ended = ask.ended(first)

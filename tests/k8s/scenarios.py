@@ -15,9 +15,11 @@ from typing import Any
 from cluster.running import new_node
 from podsteps import spec_of
 from podsteps.tally import expected, pods_of
+from training import adapter_in, undisturbed
 from world import Orchestrator, World, until
 
 from orbit_core.steps.contract import StepSpec
+from orbit_core.steps.runner import PACKAGE
 from orbit_core.store import open_store
 
 Scenario = Callable[[World], None]
@@ -125,6 +127,37 @@ def evicted(world: World) -> None:
     ends_well(run)
     check_whole(world, spec, pods=2)
     assert any("evicted" in sentence for sentence in run.told), run.told
+
+
+@scenario
+def training_killed(world: World) -> None:
+    """The training step, its pod killed with SIGKILL: the adapter is that of an undisturbed run, byte for byte."""
+    spec, run, pod = training(world, retries=1)
+    world.cluster.node.kill(world.namespace, pod)
+    same_adapter(world, spec, run, pod)
+
+
+@scenario
+def training_evicted(world: World) -> None:
+    """The training step, its pod evicted: the adapter is that of an undisturbed run, byte for byte."""
+    spec, run, pod = training(world, retries=0)
+    world.evict(pod)
+    same_adapter(world, spec, run, pod)
+
+
+def training(world: World, retries: int) -> tuple[StepSpec, Orchestrator, str]:
+    """The real step of a small run, in the middle of its training, and its pod."""
+    world.site_changes = {"package": PACKAGE}
+    spec = undisturbed.spec(world.store)
+    run = world.orchestrate(spec, retries=retries, memory_gib=2, grace_seconds=20)
+    run.wait_for_tick(4)
+    return spec, run, world.running_pod(spec)
+
+
+def same_adapter(world: World, spec: StepSpec, run: Orchestrator, disturbed: str) -> None:
+    ends_well(run)
+    assert world.pods(spec)[-1]["metadata"]["name"] != disturbed, "it ended before it was disturbed"
+    assert adapter_in(spec) == undisturbed.adapter()
 
 
 @scenario

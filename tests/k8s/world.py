@@ -170,7 +170,7 @@ class Orchestrator:
         )
 
     def wait_for_tick(self, number: int) -> None:
-        self.wait_for(f"tick {number}", lambda event: event["orbit"] == "progress" and event["done"] >= number)
+        self.wait_for(f"tick {number}", lambda event: _is_tick(event) and event["done"] >= number)
 
     def end(self, patience: float = PATIENCE_SECONDS) -> Event:
         """How it ended: {"error": None | class name, ...}."""
@@ -210,6 +210,10 @@ class Orchestrator:
     def _read_errors(self) -> None:
         assert self.process.stderr is not None
         self._errors.extend(line.rstrip() for line in self.process.stderr)
+
+
+def _is_tick(event: Event) -> bool:
+    return event["orbit"] == "progress" and "unit" not in event  # staging counts bytes
 
 
 def until(

@@ -110,6 +110,18 @@ def test_sigterm_ends_a_step_that_never_asks_at_once(tmp_path: Path) -> None:
     assert finish(process)[0] == 75 and time.monotonic() - began < 5
 
 
+def test_sigterm_is_heard_before_the_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's first process loses a SIGTERM that it has no handler for, and would wait out its grace period."""
+    (tmp_path / "pydantic.py").write_text("import time, pathlib\npathlib.Path('here').touch()\ntime.sleep(60)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    command = [sys.executable, "-m", "orbit_core", "step", "count", "--spec", "spec.json"]
+    process = subprocess.Popen(command, cwd=tmp_path)
+    while process.poll() is None and not (tmp_path / "here").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 75
+
+
 def test_what_a_killed_try_left_is_cleaned_and_it_resumes(tmp_path: Path) -> None:
     spec = spec_of(tmp_path / "store", "count", to=60, pause=0.02)
     process = start(spec, tmp_path)
@@ -163,7 +175,7 @@ def test_a_step_dies_with_its_executor(tmp_path: Path) -> None:
 
 def test_the_runner_starts_fast_and_without_torch(tmp_path: Path) -> None:
     code = (
-        "import sys, time, orbit_core.__main__, orbit_core.pipeline; "
+        "import sys, time, orbit_core.command, orbit_core.pipeline; "
         "print(time.process_time(), *(set(sys.modules) & {'torch', 'transformers'}))"
     )
     times = []
