@@ -5,6 +5,7 @@ Most of a scenario is waiting (Kubernetes replaces a failed pod after 10 s at th
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import tempfile
 import threading
@@ -20,12 +21,14 @@ from cluster.running import Cluster, running_cluster
 from prefect_scenarios import PREFECT_SCENARIOS, DeployedWorld
 from prefect_world import PrefectServer, flow_runs
 from scenarios import SCENARIOS
+from whole_runs import WHOLE_RUNS
 from world import moto_bucket, new_world
 
 # These take a node of the cluster or its API server away: they have a cluster of their own, one after the other.
 ALONE = ("node_deleted", "cut_off", "frozen", "api_down", "watch_expired")
 LAST = "server_restarted"  # takes the Prefect server away, so it waits for the others
-ALL = (*SCENARIOS, *PREFECT_SCENARIOS)
+DEPLOYED = {**PREFECT_SCENARIOS, **WHOLE_RUNS}
+ALL = (*SCENARIOS, *DEPLOYED)
 THREADS = 2  # of the scenarios that share a cluster; on two cores more of them only slow each other down
 
 
@@ -44,12 +47,13 @@ def outcomes(names: Iterable[str], times: int = 1) -> Iterator[Outcome]:
     ended: queue.Queue[Outcome | None] = queue.Queue()
     with moto_bucket() as (url, environment), tempfile.TemporaryDirectory() as folder:
         stage = _Stage(url, environment, Path(folder), ended.put)
-        shared = [name for name in wanted if name not in {*ALONE, *PREFECT_SCENARIOS}]
+        whole = [name for name in wanted if name in WHOLE_RUNS]  # the longest, so they begin
+        shared = [*whole, *(name for name in wanted if name not in {*ALONE, *DEPLOYED})]
         alone = [name for name in wanted if name in ALONE]
         deployed = [name for name in wanted if name in PREFECT_SCENARIOS and name != LAST]
         last = [name for name in wanted if name == LAST]
         lanes = [
-            (stage.together, (shared * times, deployed * times + last * times)),
+            (stage.together, (shared * times, deployed * times, last * times)),
             (stage.alone, (alone * times,)),
         ]
         threads = [
@@ -84,25 +88,29 @@ class _Stage:
         with running_cluster() as cluster:
             self._play_all(names, 1, partial(self._play, cluster))
 
-    def together(self, names: list[str], deployed: list[str]) -> None:
-        with running_cluster() as cluster:
-            lane = threading.Thread(target=self._play_all, args=(names, THREADS, partial(self._play, cluster)))
+    def together(self, shared: list[str], deployed: list[str], last: list[str]) -> None:
+        with running_cluster() as cluster, contextlib.ExitStack() as closing:
+            server = PrefectServer(self._new_folder())
+            if any(name in DEPLOYED for name in (*shared, *deployed, *last)):
+                closing.enter_context(server)
+            play = partial(self._play, cluster, server=server)
+            lane = threading.Thread(target=self._play_all, args=(shared, THREADS, play))
             lane.start()
-            if deployed:
-                with PrefectServer(self._new_folder()) as server:
-                    self._play_all(deployed, 1, partial(self._play_deployed, cluster, server))
+            self._play_all(deployed, 1, play)
             lane.join()
+            self._play_all(last, 1, play)
 
-    def _play(self, cluster: Cluster, name: str, folder: Path) -> None:
+    def _play(self, cluster: Cluster, name: str, folder: Path, server: PrefectServer | None = None) -> None:
         with new_world(cluster, self.url, self.environment, folder) as world:
-            SCENARIOS[name](world)
-
-    def _play_deployed(self, cluster: Cluster, server: PrefectServer, name: str, folder: Path) -> None:
-        with (
-            new_world(cluster, self.url, self.environment, folder) as world,
-            flow_runs(server, world) as start,
-        ):
-            PREFECT_SCENARIOS[name](DeployedWorld(world, server, start))
+            if name in SCENARIOS:
+                SCENARIOS[name](world)
+            elif server is None:
+                raise ValueError(f"{name} needs a Prefect server")
+            elif name in WHOLE_RUNS:
+                WHOLE_RUNS[name](world, server)
+            else:
+                with flow_runs(server, world) as start:
+                    PREFECT_SCENARIOS[name](DeployedWorld(world, server, start))
 
     def _play_all(self, names: list[str], threads: int, play: Callable[[str, Path], None]) -> None:
         def take(name: str) -> None:

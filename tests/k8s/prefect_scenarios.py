@@ -33,7 +33,7 @@ class DeployedWorld:
         """A run whose pod has committed some ticks, and the uid of its Job."""
         spec = tally(self.world, to=to)
         run = self.start(spec, **resources)
-        until(lambda: len(self.world.committed(spec)) > 3, "the first ticks", 120)
+        until(lambda: len(self.world.committed(spec)) > 3, "the first ticks")
         return spec, run, str(self.world.job(spec)["metadata"]["uid"])
 
 
@@ -67,7 +67,7 @@ def worker_moved(deployed: DeployedWorld) -> None:
     run.lose()
     deployed.new_worker(run, "two")
     run.retry()
-    run.wait_for_state("Completed", patience=180)
+    run.wait_for_state("Completed")
     assert deployed.world.job(spec)["metadata"]["uid"] == uid
     check_whole(deployed.world, spec)
 
@@ -87,9 +87,9 @@ def retried_while_running(deployed: DeployedWorld) -> None:
     """Retry sent to a run that is running starts a second flow process, which adopts the Job: no second pod."""
     spec, run, uid = deployed.started(to=100)
     run.retry()
-    until(lambda: run.api.read_flow_run(run.id).run_count > 1, "the second flow process", 60)
-    until(lambda: deployed.world.artifact(spec), "the artifact", 120)
-    run.wait_for_state("Completed", patience=120)
+    until(lambda: run.api.read_flow_run(run.id).run_count > 1, "the second flow process")
+    until(lambda: deployed.world.artifact(spec), "the artifact")
+    run.wait_for_state("Completed")
     assert deployed.world.job(spec)["metadata"]["uid"] == uid
     assert len(deployed.world.pods(spec)) == 1
     check_whole(deployed.world, spec)
@@ -100,9 +100,9 @@ def server_restarted(deployed: DeployedWorld) -> None:
     """The Prefect server is killed and comes back: the run goes on and completes."""
     spec, run, _ = deployed.started()
     deployed.server.kill()
-    until(lambda: deployed.world.artifact(spec), "the artifact, made while the server is away", 120)
+    until(lambda: deployed.world.artifact(spec), "the artifact, made while the server is away")
     deployed.server.start()
-    run.wait_for_state("Completed", patience=180)
+    run.wait_for_state("Completed")
     check_whole(deployed.world, spec)
 
 
@@ -111,6 +111,6 @@ def wrong_input(deployed: DeployedWorld) -> None:
     """A step that ends with 42 fails the run, in its own words, without another try."""
     spec = tally(deployed.world, refuse="an empty list")
     run = deployed.start(spec)
-    state = run.wait_for_state("Failed", patience=90)
+    state = run.wait_for_state("Failed")
     assert "something to count" in str(state.message), state
     assert len(deployed.world.pods(spec)) == 1

@@ -10,13 +10,13 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 from uuid import UUID
 
-from world import ROOT, World, until
+from world import PATIENCE_SECONDS, ROOT, World, until
 
 HERE = Path(__file__).parent
 
@@ -52,7 +52,7 @@ class PrefectServer:
     def start(self) -> None:
         command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
         self.process = start(command, {**os.environ, **self.environment}, self.folder / "server.log")
-        until(self._healthy, "the Prefect server", 180)
+        until(self._healthy, "the Prefect server")
 
     def kill(self) -> None:
         """SIGKILL to it and its children."""
@@ -70,8 +70,15 @@ class PrefectServer:
 class Worker:
     """`prefect worker start` with the orchestrator's rights. Flow runs are its child processes."""
 
-    def __init__(self, server: PrefectServer, world: World, name: str = "one", pool: str = "") -> None:
-        environment = {**world.process_environment(), **server.environment}
+    def __init__(
+        self,
+        server: PrefectServer,
+        world: World,
+        name: str = "one",
+        pool: str = "",
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        environment = {**world.process_environment(), **server.environment, **more}
         command = ["prefect", "worker", "start", "--pool", pool or world.namespace, "--type", "process", "--name", name]
         self.log = world.folder / f"worker-{name}.log"
         self.process = start(command, environment, self.log)
@@ -112,11 +119,11 @@ class FlowRun:
     def state(self) -> Any:
         return self.api.read_flow_run(self.id).state
 
-    def wait_for_state(self, *names: str, patience: float = 120) -> Any:
+    def wait_for_state(self, *names: str, patience: float = PATIENCE_SECONDS) -> Any:
         until(lambda: self.state is not None and self.state.name in names, f"the run to be {names}", patience, None)
         return self.state
 
-    def wait_for_log(self, words: str, patience: float = 90) -> None:
+    def wait_for_log(self, words: str, patience: float = PATIENCE_SECONDS) -> None:
         until(lambda: any(words in line for line in self.log()), f"{words!r} in the run's log", patience)
 
     def log(self) -> list[str]:

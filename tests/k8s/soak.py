@@ -17,8 +17,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1]), str(HERE.parents[1] / "kernels")]
 
-from lanes import ALL, Outcome, outcomes  # noqa: E402
-from prefect_scenarios import PREFECT_SCENARIOS  # noqa: E402
+from lanes import ALL, DEPLOYED, Outcome, outcomes  # noqa: E402
 from scenarios import SCENARIOS  # noqa: E402
 
 
@@ -52,7 +51,7 @@ def as_text(rows: dict[str, Any]) -> str:
 def _of(trials: list[Outcome], name: str, before: dict[str, Any]) -> dict[str, Any]:
     broken = [each.broken.strip().splitlines()[-1] for each in trials if each.broken]
     return {
-        "promise": ({**SCENARIOS, **PREFECT_SCENARIOS}[name].__doc__ or "").strip(),
+        "promise": ({**SCENARIOS, **DEPLOYED}[name].__doc__ or "").strip(),
         "trials": before.get("trials", 0) + len(trials),
         "kept": before.get("kept", 0) + len(trials) - len(broken),
         "seconds": before.get("seconds", []) + [round(each.seconds, 1) for each in trials],

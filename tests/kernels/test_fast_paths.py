@@ -25,7 +25,8 @@ def run(code: list[str], **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def run_suite(**environment: str) -> str:
-    done = run(["-m", "pytest", "-x", "-p", "no:cacheprovider", "tests/kernels/fast_suite.py"], **environment)
+    alone = ["-m", "pytest", "-o", "addopts=", "-x", "-q", "-p", "no:cacheprovider"]
+    done = run([*alone, "tests/kernels/fast_suite.py"], **environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return done.stdout
 
