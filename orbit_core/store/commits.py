@@ -22,7 +22,7 @@ from orbit_core.errors import OrbitError
 from orbit_core.steps.contract import canonical_json
 
 ROLLOUT_SCHEMA = 1
-BLOCK = 100  # steps; about the square root of a long run, where blocks and left-over footers are equally many
+BLOCK = 100  # steps; about the square root of a long run. Part of the layout: blocks of another size would overlap
 
 
 class StateFile(BaseModel):
@@ -82,6 +82,16 @@ def block_name(block: range) -> str:
 
 def block_path(run: str, block: range) -> str:
     return f"runs/{run}/commits/{block_name(block)}.jsonl"
+
+
+def compacted_path(run: str, block: range) -> str:
+    return f"compacted/run={run}/{block_name(block)}.parquet"
+
+
+def block_of_name(name: str) -> range | None:
+    """The block whose file is called `name`; None for any other file."""
+    match = re.match(r"(\d+)-(\d+)\.", name)
+    return range(int(match[1]), int(match[2]) + 1) if match else None
 
 
 def encode_block(commits: Sequence[Commit]) -> bytes:

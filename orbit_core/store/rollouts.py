@@ -6,6 +6,8 @@ The file is put if absent, whole or not at all, so rows of a step appear togethe
 under the key `orbit.commit`, the JSON of `Commit`: where the trainer's state after the step lies, the adapter's digest
 and version, and the step's metrics. Commits of a run are contiguous from step 0.
 
+A whole run is read faster from `compacted/`, which repeats the rows in larger files: see store.compaction.
+
 Readers without our code: `datasets.load_dataset("parquet", data_files=glob)`, DuckDB's `read_parquet(glob)`, pyarrow's
 `read_table(folder)` and `dataset(folder, partitioning="hive")`. Why the columns are called `run_id` and `step_index`:
 the names `run` and `step` belong to the path, and readers disagree about the type of what they find there (pyarrow's
@@ -34,8 +36,10 @@ from orbit_core.store.commits import (
     ROLLOUT_SCHEMA,
     Commit,
     StateFile,
+    block_of_name,
     block_path,
     blocks_over,
+    compacted_path,
     decode_block,
     rollouts_path,
     states_prefix,
@@ -112,6 +116,24 @@ class RolloutReader:
     def glob(self) -> str:
         """Path or URL pattern of all files of the run, for `load_dataset` and DuckDB."""
         return self.store.url_of(f"rollouts/run={self.run}/step=*/rollouts.parquet")
+
+    def compacted_blocks(self) -> list[range]:
+        """The blocks of steps whose rows also lie in one file, in order; see store.compaction."""
+        found = map(block_of_name, self.store.names(f"compacted/run={self.run}"))
+        return sorted((block for block in found if block is not None), key=lambda block: block.start)
+
+    def files(self, steps: range | None = None) -> list[str]:
+        """Paths or URLs of Parquet files that together hold every row of `steps` (default: all committed) exactly
+        once, in order: compacted ones where they lie inside `steps`, else those of the steps.
+        """
+        steps = self.steps() if steps is None else steps
+        compacted = {block.start: block for block in self.compacted_blocks() if block.stop <= steps.stop}
+        paths, step = [], steps.start
+        while step < steps.stop:
+            block = compacted.get(step)
+            paths.append(compacted_path(self.run, block) if block else rollouts_path(self.run, step))
+            step = block.stop if block else step + 1
+        return [self.store.url_of(path) for path in paths]
 
     def last_step(self) -> int | None:
         """The last committed step, for the same few requests however long the run.

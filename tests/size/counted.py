@@ -1,4 +1,4 @@
-"""A store that counts: what is asked of it, and how much goes through. Counts, unlike seconds, are the same anywhere."""
+"""A store that counts what is asked of it and how much goes through: counts, unlike seconds, are the same anywhere."""
 
 from __future__ import annotations
 

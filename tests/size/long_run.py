@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from orbit_core.rl.recorder import Recorder, StepResult
-from orbit_core.rl.types import Completion, Prompt, SampleKey, Sample
+from orbit_core.rl.types import Completion, Prompt, Sample, SampleKey
 from orbit_core.store.base import Store
 from orbit_core.store.commits import Commit
 

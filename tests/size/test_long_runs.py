@@ -1,4 +1,4 @@
-"""What a step, a resumption and a look at the curves cost does not depend on how long the run is. Counted, not timed."""
+"""What a step, a resumption and a look at the curves cost does not depend on the run's length. Counted, not timed."""
 
 from __future__ import annotations
 
