@@ -13,7 +13,13 @@ from orbit_core.rl.types import Completion, Prompt, Sample, SampleKey
 from orbit_core.store.base import Store
 from orbit_core.store.commits import Commit
 
-METRICS = 30  # about as many as a real step leaves
+METRICS = (  # what a real step leaves
+    *("reward_mean", "accuracy", "reward_failed", "groups", "groups_kept", "rows_trained", "kl", "staleness_max"),
+    *("response_length_mean", "response_length_max", "cut_off_fraction", "entropy", "scored_tokens"),
+    *("logprob_gap_mean", "logprob_gap_max", "max_orthogonality_error", "loss", "grad_norm", "learning_rate"),
+    *("ratio_mean", "clip_fraction", "updates", "seconds_rollout", "seconds_score", "seconds_reward"),
+    *("seconds_update", "seconds_publish", "seconds_commit"),
+)
 RUN = "long"
 
 
@@ -32,7 +38,7 @@ def result_of(step: int, rows: int) -> StepResult:
         )
         for n in range(rows)
     ]
-    metrics = {f"metric_{n}": (step * 31 + n) / 7 for n in range(METRICS)} | {"reward_mean": step / 10}
+    metrics = {name: (step * 31 + n) % 1009 / 7 for n, name in enumerate(METRICS)}
     state = {"theta": torch.full((64,), float(step))}
     digest = f"{step:064d}"
     return StepResult(step, samples, metrics, state, step + 1, digest, digest, rollout_seconds=0.5)
