@@ -68,12 +68,15 @@ def show_steps(reader: RolloutReader, last: int, console: Console) -> None:
     shown_steps = steps[-last:]
     commits = list(reader.commits(shown_steps))
     shown = [name for name in METRICS if any(name in commit.metrics for commit in commits)]
-    headers = (METRICS[name] for name in shown)
-    table = Table(*_right("step", "rows"), "adapter", *_right(*headers), box=None, pad_edge=False)
+    rows = [["step", "rows", "adapter", *(METRICS[name] for name in shown)]]
     for commit in commits:
         figures = (f"{commit.metrics[name]:.3g}" if name in commit.metrics else "" for name in shown)
-        table.add_row(str(commit.step), str(commit.rows), commit.adapter_digest[:12], *figures)
-    console.print(table)
+        rows.append([str(commit.step), str(commit.rows), commit.adapter_digest[:12], *figures])
+    # Not a rich table: that takes more than a millisecond for each line, and a long run has ten thousand.
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     lines = [f"run {reader.run}", f"files {reader.glob}"]
     if len(shown_steps) < len(steps):
         lines.append(f"the last {len(shown_steps)} of {len(steps)} steps; --last 0 shows all")

@@ -58,28 +58,28 @@ def main() -> None:
     parser.add_argument("--parts", default="make,commit,resume,look,scan")
     options = parser.parse_args()
     parts, result = options.parts.split(","), vars(options) | {"work": None, "cpus": os.cpu_count()}
+    runs = {"early": options.work / "early", "late": options.work / "late"}
     with template_rows(options.rows):
-        for name, steps in (("early", options.early), ("late", options.steps)):
-            result[name] = measure(options.work / name, steps, options.rows, parts)
+        if "make" in parts:
+            result["make_seconds"] = make(runs, options.early, options.steps, options.rows)
+        if "commit" in parts:
+            result["commit"] = commits(runs, options.rows)
+    if "resume" in parts:
+        result["resume"] = resumptions(runs)
+    if "look" in parts:
+        result["look"] = {name: {run: look(runs[run], command) for run in runs} for name, command in LOOKS.items()}
+        result["curves"] = {run: curves(runs[run]) for run in runs}
+    if "scan" in parts:
+        result["scan"] = scans(runs["late"])
     print(json.dumps(result))
 
 
-def measure(folder: Path, steps: int, rows: int, parts: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {"steps": steps}
-    if "make" in parts:
-        with no_fsync():
-            found["make_seconds"] = seconds(lambda: make_run(open_store(folder), steps, rows))
-        os.sync()  # what is still to be written would be waited for by the first commit that is timed
-    if "commit" in parts:
-        found["commit"] = commits(folder, rows)
-    if "resume" in parts:
-        found["resume"] = resumptions(folder)
-    if "look" in parts:
-        found["look"] = {name: look(folder, steps, command) for name, command in LOOKS.items()}
-        found["curves"] = curves(folder)
-    if "scan" in parts:
-        found["scan"] = scans(folder)
-    return found
+def make(runs: dict[str, Path], early: int, late: int, rows: int) -> float:
+    with no_fsync():
+        make_run(open_store(runs["early"]), early, rows)
+        took = seconds(lambda: make_run(open_store(runs["late"]), late, rows))
+    os.sync()  # what is still to be written would be waited for by the first commit that is timed
+    return round(took, 1)
 
 
 @contextlib.contextmanager
@@ -105,23 +105,25 @@ def template_rows(rows: int) -> Iterator[None]:
         recording.columns_of = real
 
 
-def commits(folder: Path, rows: int) -> dict[str, Any]:
-    """Commits of the real recorder, durable, and the same bytes written plainly right after each."""
-    store, took, plainly = CountedStore(open_store(folder)), [], []
-    recorder = Recorder(store, RUN, base_digest="base")
-    commit = recorder.last()
-    assert commit is not None
+def commits(runs: dict[str, Path], rows: int) -> dict[str, Any]:
+    """Commits of the real recorder, durable, of both runs by turns; and the same bytes written plainly after each."""
+    stores = {run: CountedStore(open_store(folder)) for run, folder in runs.items()}
+    recorders = {run: Recorder(store, RUN, base_digest="base") for run, store in stores.items()}
+    last = {run: recorder.last() for run, recorder in recorders.items()}
+    took: dict[str, list[float]] = {run: [] for run in (*runs, "plain_write")}
+    found: dict[str, Any] = {}
     for _ in range(REPEATS):
-        made = result_of(commit.step + 1, rows)
-        previous = commit
-        store.taken()
-        start = time.perf_counter()
-        commit = recorder.commit(made, previous)
-        took.append(time.perf_counter() - start)
-        asked = store.taken()
-        content = store.read(f"rollouts/run={RUN}/step={commit.step:06d}/rollouts.parquet")
-        plainly.append(seconds(lambda content=content: write_plainly(folder / "plain", content)))
-    return {**spread(took), "asked": asked, "bytes": len(content), "plain_write": spread(plainly)}
+        for run, store in stores.items():
+            made = result_of(last[run].step + 1, rows)
+            store.taken()
+            start = time.perf_counter()
+            last[run] = recorders[run].commit(made, last[run])
+            took[run].append(time.perf_counter() - start)
+            found[run] = {"step": last[run].step, "asked": store.taken()}
+            content = store.read(f"rollouts/run={RUN}/step={last[run].step:06d}/rollouts.parquet")
+            file = runs[run].parent / "plain"
+            took["plain_write"].append(seconds(lambda file=file, content=content: write_plainly(file, content)))
+    return {run: found.get(run, {}) | spread(times) for run, times in took.items()} | {"bytes": len(content)}
 
 
 def write_plainly(file: Path, content: bytes) -> None:
@@ -132,37 +134,52 @@ def write_plainly(file: Path, content: bytes) -> None:
     file.unlink()
 
 
-def resumptions(folder: Path) -> dict[str, Any]:
-    """What the loop asks of the store before it goes on."""
-    took = []
+def resumptions(runs: dict[str, Path]) -> dict[str, Any]:
+    """What the loop asks of the store before it goes on, of both runs by turns."""
+    took: dict[str, list[float]] = {run: [] for run in runs}
+    asked = {}
     for _ in range(REPEATS):
-        store = CountedStore(open_store(folder))
-        recorder = Recorder(store, RUN, base_digest="base")
-        start = time.perf_counter()
-        commit = recorder.last()
-        assert commit is not None
-        recorder.load_state(commit)
-        recorder.clean(commit.step)
-        recorder.repeat_commits(commit.step)
-        took.append(time.perf_counter() - start)
-    return {**spread(took), "asked": store.taken()}
+        for run, folder in runs.items():
+            store = CountedStore(open_store(folder))
+            recorder = Recorder(store, RUN, base_digest="base")
+            start = time.perf_counter()
+            commit = recorder.last()
+            recorder.load_state(commit)
+            recorder.clean(commit.step)
+            recorder.repeat_commits(commit.step)
+            took[run].append(time.perf_counter() - start)
+            asked[run] = store.taken()
+    return {run: {"asked": asked[run], **spread(took[run])} for run in runs}
 
 
-def look(folder: Path, steps: int, command: list[str]) -> dict[str, float]:
+def look(folder: Path, command: list[str]) -> dict[str, float]:
     """Seconds, and largest memory, of a command of `orbit`."""
-    filled = [word.format(step=steps // 2) for word in command]
+    middle = len(RolloutReader(open_store(folder), RUN).steps()) // 2
+    filled = [word.format(step=middle) for word in command]
     arguments = [sys.executable, *filled, *([] if "--help" in filled else ["--store", str(folder)])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
-    start = time.perf_counter()
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environment, cwd=ROOT)
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, output
-    megabytes = usage.ru_maxrss // 1024
-    return {"seconds": round(wall, 2), "lines": output.count(b"\n"), "peak_megabytes": megabytes}
+    peak = 0
+    with open(folder.parent / "output", "w+b") as output:
+        start = time.perf_counter()
+        process = subprocess.Popen(arguments, stdout=output, env=environment, cwd=ROOT)
+        while process.poll() is None:
+            peak = max(peak, largest_memory(process.pid))
+            time.sleep(0.01)
+        wall = time.perf_counter() - start
+        output.seek(0)
+        lines = output.read().count(b"\n")
+    assert process.returncode == 0, command
+    return {"seconds": round(wall, 2), "lines": lines, "peak_megabytes": peak}
+
+
+def largest_memory(process: int) -> int:
+    """MiB so far of a running process; not its ru_maxrss, which begins with the memory of its parent."""
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{process}/status").read_text()
+        for line in status.splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) // 1024
+    return 0
 
 
 def curves(folder: Path) -> dict[str, float]:
