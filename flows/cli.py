@@ -105,6 +105,7 @@ def rollouts(
     store: StoreOption = ".orbit",
     step: Annotated[int | None, typer.Option(help="show the groups of this step")] = None,
     group: Annotated[int | None, typer.Option(help="show the samples of this group of --step")] = None,
+    last: Annotated[int, typer.Option(min=0, help="show this many of the last steps; 0: all")] = 100,
 ) -> None:
     """What was sampled and how it was judged: steps of a run, groups of a step, samples of a group."""
     from rich.console import Console
@@ -121,11 +122,26 @@ def rollouts(
             return
         reader = view.find_run(store, run)
         if step is None:
-            view.show_steps(reader, Console())
+            view.show_steps(reader, last, Console())
         elif group is None:
             view.show_groups(reader, step, Console())
         else:
             view.show_group(reader, step, group, Console())
+
+
+@app.command()
+def compact(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="id of a run or its beginning")],
+    store: StoreOption = ".orbit",
+) -> None:
+    """Copy the rows of every hundred steps into one file, for whoever scans a whole run; again for what came since."""
+    from rich.console import Console
+
+    from flows import rollouts as view
+    from flows.running import short_errors
+
+    with short_errors():
+        view.compact_run(view.find_run(store, run), Console())
 
 
 for _command in (promotions, promote, rollback):

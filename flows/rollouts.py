@@ -8,6 +8,7 @@ from rich.text import Text
 
 from orbit_core.errors import InputError
 from orbit_core.store import open_store
+from orbit_core.store.compaction import compact
 from orbit_core.store.rollouts import RolloutReader, list_runs
 
 METRICS = {  # of a commit -> what the column is called
@@ -18,6 +19,17 @@ METRICS = {  # of a commit -> what the column is called
     "logprob_gap_mean": "gap",
     "max_orthogonality_error": "|RR'-I|",
 }
+
+GROUP_COLUMNS = (
+    "sample_index",
+    "prompt",
+    "label",
+    "response",
+    "response_token_ids",
+    "reward",
+    "advantage",
+    "finish_reason",
+)
 
 
 def find_run(store: str, run: str) -> RolloutReader:
@@ -50,22 +62,30 @@ def _right(*names: str) -> list[Column]:
     return [Column(name, justify="right") for name in names]
 
 
-def show_steps(reader: RolloutReader, console: Console) -> None:
-    """Every committed step with its counts and metrics; only footers are read."""
-    commits = list(reader.commits())
+def show_steps(reader: RolloutReader, last: int, console: Console) -> None:
+    """The last `last` committed steps (0: all) with their counts and metrics; no row is read, nor another step."""
+    steps = reader.steps()
+    shown_steps = steps[-last:]
+    commits = list(reader.commits(shown_steps))
     shown = [name for name in METRICS if any(name in commit.metrics for commit in commits)]
-    headers = (METRICS[name] for name in shown)
-    table = Table(*_right("step", "rows"), "adapter", *_right(*headers), box=None, pad_edge=False)
+    rows = [["step", "rows", "adapter", *(METRICS[name] for name in shown)]]
     for commit in commits:
         figures = (f"{commit.metrics[name]:.3g}" if name in commit.metrics else "" for name in shown)
-        table.add_row(str(commit.step), str(commit.rows), commit.adapter_digest[:12], *figures)
-    console.print(table)
-    console.print(Text(f"\nrun {reader.run}\nfiles {reader.glob}"), soft_wrap=True)
+        rows.append([str(commit.step), str(commit.rows), commit.adapter_digest[:12], *figures])
+    # Not a rich table: that takes more than a millisecond for each line, and a long run has ten thousand.
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    lines = [f"run {reader.run}", f"files {reader.glob}"]
+    if len(shown_steps) < len(steps):
+        lines.append(f"the last {len(shown_steps)} of {len(steps)} steps; --last 0 shows all")
+    console.print(Text("\n" + "\n".join(lines)), soft_wrap=True)
 
 
 def show_groups(reader: RolloutReader, step: int, console: Console) -> None:
     """The groups of one step: prompt, rewards, whether they were trained on."""
-    rows = reader.rows(step).to_pylist()
+    rows = reader.rows(step, ["group_index", "prompt", "reward", "trained"]).to_pylist()
     groups: dict[int, list[dict[str, object]]] = {}
     for row in rows:
         groups.setdefault(row["group_index"], []).append(row)
@@ -80,7 +100,7 @@ def show_groups(reader: RolloutReader, step: int, console: Console) -> None:
 
 def show_group(reader: RolloutReader, step: int, group: int, console: Console) -> None:
     """The samples of one group of one step."""
-    rows = [row for row in reader.rows(step).to_pylist() if row["group_index"] == group]
+    rows = reader.rows(step, GROUP_COLUMNS, group).to_pylist()
     if not rows:
         raise InputError(f"run {reader.run}, step {step}", "one of its groups", f"no group {group}")
     console.print(Text(f"prompt    {_one_line(rows[0]['prompt'])}\nlabel     {rows[0]['label']}\n"), soft_wrap=True)
@@ -95,6 +115,21 @@ def show_group(reader: RolloutReader, step: int, group: int, console: Console) -
             Text(_one_line(row["response"], 2000)),
         )
     console.print(table)
+
+
+def compact_run(reader: RolloutReader, console: Console) -> None:
+    """Compact the run's whole blocks of steps, one line for each that was not."""
+
+    def say(block: range, made: bool) -> None:
+        if made:
+            console.print(f"steps {block.start} to {block.stop - 1}")
+
+    made = compact(reader.store, reader.run, say)
+    blocks = reader.compacted_blocks()
+    covered, left = blocks[-1].stop if blocks else 0, len(reader.steps())
+    text = f"{made} blocks compacted; {covered} of {left} steps are, the rest when their block is full"
+    files = reader.store.url_of(f"compacted/run={reader.run}/*.parquet") if covered else reader.glob
+    console.print(Text(f"{text}\nfiles {files}"), soft_wrap=True)
 
 
 def _one_line(text: str, limit: int = 100) -> str:

@@ -6,6 +6,8 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
+from orbit_core.report.thinning import thinned
+
 WIDTH, HEIGHT, LEFT, MARGIN = 640, 300, 64, 34
 
 
@@ -22,7 +24,7 @@ def curve_as_svg(values: Sequence[float], title: str) -> str:
     up = HEIGHT - 2 * MARGIN
     points = " ".join(
         f"{LEFT + across * index:.1f},{HEIGHT - MARGIN - up * (value - low) / span:.1f}"
-        for index, value in enumerate(values)
+        for index, value in thinned(values)
     )
     bottom, top = HEIGHT - MARGIN, MARGIN
     return (

@@ -1,7 +1,7 @@
 """Small charts as inline SVG: lines over steps, stacked bars over steps, and intervals on a 0-to-100% rule.
 
 Colours and fonts come from the page's style sheet, so the charts follow light and dark. Each point carries its value
-as a tooltip.
+as a tooltip. Long runs are thinned to what a picture can show: see report.thinning.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from orbit_core.report.markup import Markup, element
+from orbit_core.report.thinning import buckets, thinned
 
 WIDTH, HEIGHT = 520, 240
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 40
 TARGET_TICKS = 5
+MOST_BARS = 200
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def line_chart(
     parts: list[Markup] = [_frame(axis, count)]
     parts += [_reference(axis, value, label, series) for value, label in references]
     for line in series:
-        points = [(_x(i, count), _y(axis, v), i, v) for i, v in enumerate(line.values) if v is not None]
+        points = [(_x(i, count), _y(axis, v), i, v) for i, v in thinned(line.values)]
         path = " ".join(f"{x},{y}" for x, y, _, _ in points)
         parts.append(element("polyline", points=path, class_=f"curve {line.colour}"))
         parts += [
@@ -101,22 +103,24 @@ def _reference(axis: Axis, value: float, label: str, series: Sequence[Series]) -
 
 
 def stacked_bars(title: str, series: Sequence[Series], axis: Axis) -> Markup:
-    """One bar per step, the series on top of each other."""
+    """One bar per step, or per bucket of steps where there are more than fit, the series on top of each other."""
     count = max((len(line.values) for line in series), default=0)
     step = (WIDTH - LEFT - RIGHT) / max(1, count)
     parts: list[Markup] = [_frame(axis, count, bars=True)]
-    for i in range(count):
+    for bucket in buckets(count, MOST_BARS):
         below = 0.0
+        several = f"steps {bucket.start} to {bucket.stop - 1}, mean"
+        where = f"step {bucket.start}" if len(bucket) == 1 else several
         for line in series:
-            value = line.values[i] or 0.0
+            value = sum(line.values[i] or 0.0 for i in bucket) / len(bucket)
             y0, y1 = _y(axis, below), _y(axis, below + value)
             below += value
             parts.append(
                 element(
                     "rect",
-                    element("title", f"{line.name}, step {i}: {value:.3g} s"),
-                    x=round(LEFT + step * (i + 0.1), 2),
-                    width=round(step * 0.8, 2),
+                    element("title", f"{line.name}, {where}: {value:.3g} s"),
+                    x=round(LEFT + step * (bucket.start + 0.1 * len(bucket)), 2),
+                    width=round(step * 0.8 * len(bucket), 2),
                     y=y1,
                     height=round(y0 - y1, 2),
                     class_=f"bar {line.colour}",

@@ -84,6 +84,7 @@ class Loop:
         if commit is not None:
             self.trainer.load_state(self.recorder.load_state(commit))
             self.recorder.clean(commit.step)
+            self.recorder.repeat_commits(commit.step)
         version = 0 if commit is None else commit.adapter_version
         self._digest = self.publisher.publish(version, self.trainer.export_adapter())
         if commit is not None and self._digest != commit.adapter_digest:

@@ -3,9 +3,12 @@
     1. state    runs/<run>/state/step-<000012>-<sha16>.safetensors    everything the next update depends on
     2. commit   rollouts/run=<run>/step=<000012>/rollouts.parquet     rows; the footer names the state and its sha256
     3. clean    states older than the last two are deleted
+    4. block    runs/<run>/commits/<from>-<to>.jsonl                  after every 100th step: its commits once more
 
 Killed before 2, the step never happened: the state is a file that nothing names, and as a repeated step makes the same
-bytes it is written again under the same name, or removed by a later step's clean. Killed after 2, the step is done.
+bytes it is written again under the same name, or removed by a later step's clean. Killed after 2, the step is done, and
+what is left of 3 and 4 is done by whoever resumes the run. Neither a commit nor a resumption looks at more of the past
+than two states and one block: both cost the same at step 10 and at step 10,000.
 When two runners race, the first commit stands; the second adopts it if it reached the same state, and stops if not.
 Where a lease keeps them apart, `fence` is asked right before 2 and raises in the one that has lost it.
 """
@@ -13,7 +16,6 @@ Where a lease keeps them apart, `fence` is asked right before 2 and raises in th
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +27,17 @@ from orbit_core.errors import OrbitError
 from orbit_core.rl.rows import columns_of
 from orbit_core.rl.types import Sample
 from orbit_core.store.base import Store
-from orbit_core.store.rollouts import Commit, RolloutReader, StateFile, encode_step, rollouts_path
+from orbit_core.store.commits import (
+    Commit,
+    StateFile,
+    block_path,
+    encode_block,
+    last_whole_block,
+    rollouts_path,
+    states_prefix,
+    step_of_state,
+)
+from orbit_core.store.rollouts import RolloutReader, encode_step
 
 KEEP_STATES = 2
 
@@ -50,6 +62,7 @@ class Recorder:
     def __init__(self, store: Store, run: str, base_digest: str, fence: Callable[[], None] = lambda: None) -> None:
         self.store, self.run, self.base_digest, self.fence = store, run, base_digest, fence
         self.reader = RolloutReader(store, run)
+        self._recent: list[Commit] = []  # the last ones, of the block that is being filled
 
     def last(self) -> Commit | None:
         step = self.reader.last_step()
@@ -78,7 +91,7 @@ class Recorder:
         """Make the step visible; returns the commit that stands (another runner's, if it got there first)."""
         content = save_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in result.state.items()})
         sha256 = hashlib.sha256(content).hexdigest()
-        state = StateFile(path=f"{self._states}step-{result.step:06d}-{sha256[:16]}.safetensors", sha256=sha256)
+        state = StateFile(path=f"{states_prefix(self.run)}{result.step:06d}-{sha256[:16]}.safetensors", sha256=sha256)
         commit = Commit(
             run=self.run,
             step=result.step,
@@ -95,7 +108,10 @@ class Recorder:
         self.fence()
         if not self.store.put_if_absent(rollouts_path(self.run, result.step), file):
             commit = self._adopt(commit)
+        self._recent.append(commit)
         self.clean(result.step)
+        if last_whole_block(result.step + 1) != last_whole_block(result.step):
+            self.repeat_commits(result.step)
         return commit
 
     def _adopt(self, ours: Commit) -> Commit:
@@ -110,11 +126,16 @@ class Recorder:
 
     def clean(self, step: int) -> None:
         """Delete states older than the last KEEP_STATES; `step` is committed."""
-        for path in self.store.list(f"{self._states}step-"):
-            number = re.match(r"step-(\d+)-", path.removeprefix(self._states))
-            if number and int(number[1]) <= step - KEEP_STATES:
+        for path in self.store.list(states_prefix(self.run)):
+            saved = step_of_state(path)
+            if saved is not None and saved <= step - KEEP_STATES:
                 self.store.delete(path)
 
-    @property
-    def _states(self) -> str:
-        return f"runs/{self.run}/state/"
+    def repeat_commits(self, step: int) -> None:
+        """Put the last whole block's commits into one file, unless it is there; `step` is the last one committed."""
+        block, recent = last_whole_block(step + 1), self._recent
+        self._recent = []
+        if block is None or self.store.exists(block_path(self.run, block)):
+            return
+        older = self.reader.commits(range(block.start, block.stop - len(recent)))  # before this process went on
+        self.store.put_if_absent(block_path(self.run, block), encode_block([*older, *recent]))

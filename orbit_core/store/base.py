@@ -14,8 +14,14 @@ class Store(Protocol):
     def read(self, path: str) -> bytes:
         """All bytes of one file."""
 
+    def read_end(self, path: str, size: int) -> bytes:
+        """The last `size` bytes of one file, all of them if there are fewer; the rest is not fetched."""
+
     def exists(self, path: str) -> bool:
         """Whether the file is there. Prefixes ("directories") do not exist."""
+
+    def names(self, folder: str) -> list[str]:
+        """Sorted names of what lies directly in `folder`, files and folders; what lies deeper costs nothing."""
 
     def list(self, prefix: str = "") -> list[str]:
         """Sorted paths of all files, at any depth, whose path begins with `prefix`."""

@@ -35,8 +35,17 @@ class FolderStore:
     def read(self, path: str) -> bytes:
         return self._at(path).read_bytes()
 
+    def read_end(self, path: str, size: int) -> bytes:
+        with open(self._at(path), "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            return file.read()
+
     def exists(self, path: str) -> bool:
         return self._at(path).is_file()
+
+    def names(self, folder: str) -> list[str]:
+        at = self._at(folder)
+        return sorted(os.listdir(at)) if at.is_dir() else []
 
     def list(self, prefix: str = "") -> list[str]:
         top = self.root / prefix.rpartition("/")[0]

@@ -6,6 +6,8 @@ The file is put if absent, whole or not at all, so rows of a step appear togethe
 under the key `orbit.commit`, the JSON of `Commit`: where the trainer's state after the step lies, the adapter's digest
 and version, and the step's metrics. Commits of a run are contiguous from step 0.
 
+A whole run is read faster from `compacted/`, which repeats the rows in larger files: see store.compaction.
+
 Readers without our code: `datasets.load_dataset("parquet", data_files=glob)`, DuckDB's `read_parquet(glob)`, pyarrow's
 `read_table(folder)` and `dataset(folder, partitioning="hive")`. Why the columns are called `run_id` and `step_index`:
 the names `run` and `step` belong to the path, and readers disagree about the type of what they find there (pyarrow's
@@ -17,23 +19,49 @@ same name in the file cannot please them all. Why `reward_parts` is a list of (n
 
 from __future__ import annotations
 
-import hashlib
 import io
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
 from orbit_core.errors import InputError, OrbitError
 from orbit_core.steps.contract import canonical_json
 from orbit_core.store.base import Store
+from orbit_core.store.commits import (
+    ROLLOUT_SCHEMA,
+    Commit,
+    StateFile,
+    block_of_name,
+    block_path,
+    blocks_over,
+    compacted_path,
+    decode_block,
+    rollouts_path,
+    states_prefix,
+    step_of_state,
+)
 
-ROLLOUT_SCHEMA = 1
+__all__ = [
+    "COMMIT_KEY",
+    "ROLLOUT_SCHEMA",
+    "SCHEMA",
+    "TIMING_COLUMNS",
+    "Commit",
+    "RolloutReader",
+    "StateFile",
+    "encode_step",
+    "list_runs",
+    "rollouts_path",
+]
+
 COMMIT_KEY = b"orbit.commit"
+FOOTER_BYTES = 64 * 1024  # fetched at first: holds the footer of nearly every step
+READS_AT_ONCE = 8
 
 _INT32, _FLOAT32 = pa.list_(pa.int32()), pa.list_(pa.float32())
 SCHEMA = pa.schema(
@@ -69,35 +97,6 @@ SCHEMA = pa.schema(
 TIMING_COLUMNS = ("rollout_seconds", "reward_seconds")
 
 
-class StateFile(BaseModel):
-    model_config = ConfigDict(frozen=True)
-    path: str
-    sha256: str
-
-
-class Commit(BaseModel):
-    """What a committed step leaves behind for the next one, for reports and for a resumed run."""
-
-    model_config = ConfigDict(frozen=True)
-    schema_version: int = ROLLOUT_SCHEMA
-    run: str
-    step: int
-    rows: int
-    state: StateFile  # the trainer's state after the step
-    adapter_version: int
-    adapter_digest: str  # of the adapter after the step
-    metrics: dict[str, float]
-    previous: str | None  # digest of the previous step's commit
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
-
-
-def rollouts_path(run: str, step: int) -> str:
-    return f"rollouts/run={run}/step={step:06d}/rollouts.parquet"
-
-
 def encode_step(columns: dict[str, list[Any]], commit: Commit) -> bytes:
     """The Parquet file of a step: `columns` by SCHEMA's names, the commit in the footer."""
     metadata = {**(SCHEMA.metadata or {}), COMMIT_KEY: canonical_json(commit.model_dump(mode="json"))}
@@ -118,18 +117,49 @@ class RolloutReader:
         """Path or URL pattern of all files of the run, for `load_dataset` and DuckDB."""
         return self.store.url_of(f"rollouts/run={self.run}/step=*/rollouts.parquet")
 
+    def compacted_blocks(self) -> list[range]:
+        """The blocks of steps whose rows also lie in one file, in order; see store.compaction."""
+        found = map(block_of_name, self.store.names(f"compacted/run={self.run}"))
+        return sorted((block for block in found if block is not None), key=lambda block: block.start)
+
+    def files(self, steps: range | None = None) -> list[str]:
+        """Paths or URLs of Parquet files that together hold every row of `steps` (default: all committed) exactly
+        once, in order: compacted ones where they lie inside `steps`, else those of the steps.
+        """
+        steps = self.steps() if steps is None else steps
+        compacted = {block.start: block for block in self.compacted_blocks() if block.stop <= steps.stop}
+        paths, step = [], steps.start
+        while step < steps.stop:
+            block = compacted.get(step)
+            paths.append(compacted_path(self.run, block) if block else rollouts_path(self.run, step))
+            step = block.stop if block else step + 1
+        return [self.store.url_of(path) for path in paths]
+
     def last_step(self) -> int | None:
-        """The last committed step, by a search over the contiguous steps: no listing, however long the run."""
-        if not self._exists(0):
-            return None
-        above = 1
-        while self._exists(above):
-            above *= 2
-        committed = above // 2
+        """The last committed step, for the same few requests however long the run.
+
+        Commits are contiguous, so two looks prove it: one is there and the next is not. Where to look first is a hint
+        from the saved states, of which only the last ones are kept; a hint that misleads costs a search, no more.
+        """
+        states = map(step_of_state, self.store.list(states_prefix(self.run)))
+        return self._search(near=max((step for step in states if step is not None), default=0))
+
+    def _search(self, near: int) -> int | None:
+        """From `near` in steps of 1, 2, 4, ... to a committed and an uncommitted step, then between the two."""
+        committed, above, stride = -1, near, 1
+        if self._exists(near):
+            committed, above = near, near + 1
+            while self._exists(above):
+                committed, stride = above, stride * 2
+                above += stride
+        else:
+            while above - stride >= 0 and not self._exists(above - stride):
+                above, stride = above - stride, stride * 2
+            committed = max(-1, above - stride)
         while above - committed > 1:
             middle = (committed + above) // 2
             committed, above = (middle, above) if self._exists(middle) else (committed, middle)
-        return committed
+        return None if committed < 0 else committed
 
     def steps(self) -> range:
         last = self.last_step()
@@ -151,38 +181,79 @@ class RolloutReader:
             raise OrbitError(f"{path}: schema version {commit.schema_version}, this Orbit reads up to {ROLLOUT_SCHEMA}")
         return commit
 
-    def commits(self) -> Iterator[Commit]:
-        """All commits in order; only footers are read."""
-        steps = self.steps()
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            yield from pool.map(self.commit, steps)
+    def commits(self, steps: range | None = None) -> Iterator[Commit]:
+        """The commits of `steps` (all committed; default: every one) in order, without touching rows: a block at a
+        time where a block was written, footers elsewhere.
+        """
+        steps = self.steps() if steps is None else steps
+        blocks = blocks_over(steps)
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            for first in range(0, len(blocks), READS_AT_ONCE):  # not all at once: memory does not grow with the run
+                window = blocks[first : first + READS_AT_ONCE]
+                for block, written in zip(window, pool.map(self._block, window), strict=True):
+                    wanted = range(max(block.start, steps.start), min(block.stop, steps.stop))
+                    if written is None:
+                        yield from pool.map(self.commit, wanted)
+                    else:
+                        yield from (commit for commit in written if commit.step in wanted)
+
+    def _block(self, block: range) -> list[Commit] | None:
+        try:
+            content = self.store.read(block_path(self.run, block))
+        except FileNotFoundError:
+            return None
+        return decode_block(content, self.run, block)
 
     def metrics(self) -> Iterator[dict[str, float]]:
         """One mapping per step: `step` and its metrics."""
         for commit in self.commits():
             yield {"step": commit.step, **commit.metrics}
 
-    def rows(self, step: int) -> pa.Table:
-        """All rows of a step, group by group. Raises InputError when the step is not committed."""
+    def rows(self, step: int, columns: Sequence[str] | None = None, group: int | None = None) -> pa.Table:
+        """Rows of a step, group by group; of `columns` and one `group` only, if given, and then no more is read.
+
+        Raises InputError when the step is not committed.
+        """
         self.commit(step)
-        return pq.read_table(io.BytesIO(self.store.read(rollouts_path(self.run, step))))
+        path = rollouts_path(self.run, step)
+        if columns is None and group is None:
+            return pq.read_table(io.BytesIO(self.store.read(path)))
+        wanted = None if group is None else pc.field("group_index") == group
+        with _opened(self.store, path) as file:
+            return pq.read_table(file, columns=None if columns is None else list(columns), filters=wanted)
 
     def _exists(self, step: int) -> bool:
         return self.store.exists(rollouts_path(self.run, step))
 
 
 def list_runs(store: Store) -> list[str]:
-    """Ids of all runs with a committed step, sorted."""
-    found = (re.match(r"rollouts/run=([^/]+)/", path) for path in store.list("rollouts/"))
-    return sorted({match[1] for match in found if match})
+    """Ids of all runs with a committed step, sorted; costs by the number of runs, not of their steps."""
+    runs = [name.removeprefix("run=") for name in store.names("rollouts") if name.startswith("run=")]
+    return [run for run in runs if store.exists(rollouts_path(run, 0))]
 
 
 def _footer(store: Store, path: str) -> dict[bytes, bytes]:
+    """The metadata in the footer of a Parquet file; only the end of the file is fetched."""
+    content = store.read_end(path, FOOTER_BYTES)
+    length = int.from_bytes(content[-8:-4], "little") + 8
+    if length > len(content) == FOOTER_BYTES:
+        content = store.read_end(path, length)
+    try:
+        return pq.read_metadata(io.BytesIO(content)).metadata or {}
+    except pa.ArrowInvalid as error:
+        raise OrbitError(f"{path}\n  expected: a Parquet file\n  found: {error}") from None
+
+
+@contextmanager
+def _opened(store: Store, path: str) -> Iterator[Any]:
+    """A file that is read in the parts that are asked for, wherever it lies."""
     local = store.local_path(path)
     if local is not None:
-        return pq.read_metadata(local).metadata or {}
+        with open(local, "rb") as file:
+            yield file
+        return
     from fsspec.core import url_to_fs
 
     filesystem, key = url_to_fs(store.url_of(path), use_listings_cache=False)
-    with filesystem.open(key, "rb", cache_type="readahead") as file:  # only the end of the file is fetched
-        return pq.read_metadata(file).metadata or {}
+    with filesystem.open(key, "rb", cache_type="none") as file:
+        yield file

@@ -35,12 +35,24 @@ class S3Store:
         with self._explained(path):
             return self._s3.cat_file(self._key(path))
 
+    def read_end(self, path: str, size: int) -> bytes:
+        with self._explained(path):
+            return self._s3.cat_file(self._key(path), start=-size)
+
     def exists(self, path: str) -> bool:
         with self._explained(path):
             try:
                 return self._s3.info(self._key(path))["type"] == "file"
             except FileNotFoundError:
                 return False
+
+    def names(self, folder: str) -> list[str]:
+        with self._explained(folder):
+            try:
+                keys = self._s3.ls(self._key(folder), detail=False)
+            except FileNotFoundError:
+                return []
+        return sorted(key.rpartition("/")[2] for key in keys)
 
     def list(self, prefix: str = "") -> list[str]:
         folder = f"{self.root}/{prefix.rpartition('/')[0]}".rstrip("/")

@@ -17,6 +17,7 @@ from small_run import SmallRun
 from orbit_core.report.charts import Series, line_chart, linear_axis, log_axis, stacked_bars
 from orbit_core.report.markup import element, visible
 from orbit_core.report.page import RunRecord, render
+from orbit_core.report.thinning import MOST, buckets, thinned
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -186,3 +187,36 @@ def test_bars_add_up() -> None:
     a0, b0, a1, b1 = (float(height) for height in re.findall(r'height="([\d.]+)"', chart))
     assert b0 == pytest.approx(3 * a0, abs=0.5) and a1 == pytest.approx(2 * a0, abs=0.5) and b1 == 0
     assert "a, step 1: 2 s" in chart and "b, step 0: 3 s" in chart
+
+
+# Long runs
+
+
+@given(st.lists(st.none() | st.floats(-1e9, 1e9), max_size=1500))
+def test_a_thinned_curve_has_few_points_and_keeps_every_extreme(values: list[float | None]) -> None:
+    points = thinned(values)
+    known = [(step, value) for step, value in enumerate(values) if value is not None]
+    assert len(points) <= MOST + 2 and set(points) <= set(known) and points == sorted(points)
+    assert points == known or len(values) > MOST
+    for bucket in buckets(len(values), MOST // 2):
+        there = [value for step, value in known if step in bucket]
+        if there:
+            drawn = [value for step, value in points if step in bucket]
+            assert (min(drawn), max(drawn)) == (min(there), max(there))
+
+
+@given(st.integers(0, 3000), st.integers(1, 300))
+def test_buckets_are_all_steps_once(steps: int, most: int) -> None:
+    found = list(buckets(steps, most))
+    assert [step for bucket in found for step in bucket] == list(range(steps))
+    assert len(found) <= most and all(found)
+
+
+def test_the_report_of_10000_steps_is_hardly_larger_than_one_of_400(record: RunRecord) -> None:
+    def page(steps: int) -> str:
+        rows = [record.metrics[step % len(record.metrics)] for step in range(steps)]
+        return render(replace(record, metrics=[{**row, "reward_mean": step / steps} for step, row in enumerate(rows)]))
+
+    short, long = page(400), page(10_000)
+    assert len(long) < 1.3 * len(short)
+    assert "reward, step 9999: 0.9999" in long and "steps 0 to 49, mean" in long

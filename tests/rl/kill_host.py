@@ -18,10 +18,12 @@ sys.path[:0] = [str(Path(__file__).parent), str(ROOT), str(ROOT / "kernels")]
 import torch  # noqa: E402
 from bandit import BanditEngine, BanditTrainer, bandit_loop  # noqa: E402
 
+from orbit_core.store import commits as layout  # noqa: E402
 from orbit_core.store import open_store  # noqa: E402
 from orbit_core.store.rollouts import TIMING_COLUMNS, RolloutReader  # noqa: E402
 
 torch.set_num_threads(1)
+layout.BLOCK = 2  # so that so short a run fills a block, and has its boundaries killed too
 CALLS = {
     BanditEngine: ("generate", "stage_adapter", "activate_adapter"),
     BanditTrainer: ("score", "update", "export_adapter", "state", "load_state"),

@@ -10,9 +10,12 @@ import pandas
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orbit_core.errors import InputError
 from orbit_core.store import open_store
+from orbit_core.store.commits import states_prefix
 from orbit_core.store.rollouts import (
     COMMIT_KEY,
     SCHEMA,
@@ -115,11 +118,15 @@ def test_a_step_that_is_not_committed_is_named(store):
 
 
 class Counting:
-    """A store of committed steps that only answers `exists`, and counts how often it is asked."""
+    """A store of committed steps and perhaps one saved state; counts how often it is asked whether a step is there."""
 
-    def __init__(self, committed: int) -> None:
+    def __init__(self, committed: int, state: int | None = None) -> None:
         self.paths = {rollouts_path("r", step) for step in range(committed)}
+        self.states = [] if state is None else [f"{states_prefix('r')}{state:06d}-0a1b.safetensors"]
         self.asked = 0
+
+    def list(self, prefix: str) -> list[str]:
+        return [path for path in self.states if path.startswith(prefix)]
 
     def exists(self, path: str) -> bool:
         self.asked += 1
@@ -131,6 +138,21 @@ def test_the_last_step_is_found_by_search(committed):
     store = Counting(committed)
     assert RolloutReader(store, "r").last_step() == (committed - 1 if committed else None)
     assert store.asked <= 2 + 2 * max(1, committed).bit_length()
+
+
+@pytest.mark.parametrize("committed", [1, 10, 10_000])
+@pytest.mark.parametrize("ahead", [0, 1])  # 1: killed between the state of the next step and its commit
+def test_saved_states_lead_to_the_last_step_at_once(committed, ahead):
+    store = Counting(committed, state=committed - 1 + ahead)
+    assert RolloutReader(store, "r").last_step() == committed - 1
+    assert store.asked == 2
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_a_hint_that_misleads_costs_a_search_and_nothing_else(committed, state):
+    store = Counting(committed, state)
+    assert RolloutReader(store, "r").last_step() == (committed - 1 if committed else None)
+    assert store.asked <= 3 + 2 * abs(committed - state).bit_length()
 
 
 def commit(**fields) -> Commit:

@@ -1,0 +1,111 @@
+"""Compacts a run in a copy of a store, once per boundary of its writes: killed there by SIGKILL, looked at, finished.
+
+    python tests/size/kill_compactor.py STORE RUN BLOCK WORK
+
+Prints one JSON object: how many boundaries there were, and at which a reader saw anything but every row once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+from orbit_core.store import commits as layout  # noqa: E402
+from orbit_core.store import open_store  # noqa: E402
+from orbit_core.store.compaction import compact  # noqa: E402
+from orbit_core.store.rollouts import RolloutReader  # noqa: E402
+
+
+def run_killed_at(folder: Path, run: str, at: int | None) -> list[str]:
+    """Names of the boundaries that a compactor passes: before and after everything that it leaves on the disk."""
+    passed: list[str] = []
+
+    def tick(name: str) -> None:
+        if len(passed) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        passed.append(name)
+
+    def around(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def ticking(*arguments, **options):
+            tick(name)
+            result = original(*arguments, **options)
+            tick(name)
+            return result
+
+        setattr(owner, name, ticking)
+
+    os.fsync = lambda descriptor: None
+    store = open_store(folder)
+    for owner, name in ((store, "put_if_absent"), (os, "mkdir"), (os, "link"), (os, "fsync"), (os, "rename")):
+        around(owner, name)
+    compact(store, run)
+    return passed
+
+
+def in_child(folder: Path, run: str, at: int, channel: int) -> None:
+    child = os.fork()
+    if child == 0:
+        tempfile.tempdir = str(folder / ".tmp")  # what it leaves behind goes with the store
+        names = run_killed_at(folder, run, at)
+        os.write(channel, json.dumps(names).encode())
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL) == (at >= 0), status
+
+
+def rows_in(path: str | Path) -> list[tuple[int, ...]]:
+    table = pq.ParquetFile(path).read(columns=["step_index", "group_index", "sample_index", "reward"])
+    return list(zip(*table.to_pydict().values(), strict=True))
+
+
+def seen(folder: Path, run: str, block: int) -> dict[str, list[tuple[int, ...]]]:
+    """The rows that plain readers find: over the steps, over the compacted files, over what `files()` names."""
+    sources = {
+        "steps": sorted(folder.glob(f"rollouts/run={run}/**/*.parquet")),
+        "compacted": sorted(folder.glob("compacted/**/*.parquet")),
+        "files": RolloutReader(open_store(folder), run).files(),
+    }
+    rows = {name: [row for path in paths for row in rows_in(path)] for name, paths in sources.items()}
+    found = len(rows["compacted"])
+    assert rows["compacted"] == rows["steps"][:found], "of compacted steps every row, and none twice"
+    assert found % block == 0, "whole blocks only"
+    return {"steps": rows["steps"], "files": rows["files"]}
+
+
+def main(source: Path, run: str, block: int, work: Path) -> None:
+    layout.BLOCK = block
+    expected = seen(source, run, block)
+    reading, writing = os.pipe()
+    shutil.copytree(source, work / "whole")
+    (work / "whole" / ".tmp").mkdir(exist_ok=True)
+    in_child(work / "whole", run, -1, writing)
+    boundaries, wrong = json.loads(os.read(reading, 1 << 16)), []
+    whole = open_store(work / "whole").list("compacted/")
+    for number, name in enumerate(boundaries):
+        tried = work / "tried"
+        shutil.copytree(source, tried)
+        (tried / ".tmp").mkdir(exist_ok=True)
+        in_child(tried, run, number, writing)
+        killed = seen(tried, run, block)
+        compact(open_store(tried), run)
+        again = seen(tried, run, block)
+        if not (killed == again == expected and open_store(tried).list("compacted/") == whole):
+            wrong.append([number, name])
+        shutil.rmtree(tried)
+    print(json.dumps({"boundaries": len(boundaries), "kinds": sorted(set(boundaries)), "wrong": wrong}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
