@@ -35,6 +35,11 @@ class FolderStore:
     def read(self, path: str) -> bytes:
         return self._at(path).read_bytes()
 
+    def read_end(self, path: str, size: int) -> bytes:
+        with open(self._at(path), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read()
+
     def exists(self, path: str) -> bool:
         return self._at(path).is_file()
 
@@ -48,6 +53,14 @@ class FolderStore:
                 files = [name for name in files if not name.startswith(".")]
             found += [name if relative == "." else f"{relative}/{name}" for name in files]
         return sorted(path for path in found if path.startswith(prefix))
+
+    def modified(self, prefix: str = "") -> dict[str, float]:
+        found = {}
+        for path in self.list(prefix):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                # By the inode, not the bytes: a moved file was written long before it came here.
+                found[path] = os.stat(self.root / path).st_ctime
+        return found
 
     def put_if_absent(self, path: str, source: bytes | Path, *, move: bool = False) -> bool:
         target = self._at(path)
@@ -92,6 +105,19 @@ class FolderStore:
     def local_path(self, path: str) -> Path | None:
         return self._at(path)
 
+    def patient(self, seconds: float) -> FolderStore:
+        return self
+
+    def unfinished(self) -> dict[str, float]:
+        found = {}
+        for file in self._temporary.iterdir() if self._temporary.is_dir() else ():
+            with contextlib.suppress(FileNotFoundError):
+                found[f".tmp/{file.name}"] = file.stat().st_ctime
+        return found
+
+    def remove_unfinished(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
     def url_of(self, path: str) -> str:
         return str(self._at(path))
 
@@ -122,10 +148,9 @@ class FolderStore:
         if self._swept:
             return
         self._swept = True
-        for file in self._temporary.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - file.stat().st_ctime > LEFTOVER_SECONDS:
-                    file.unlink()
+        for name, begun in self.unfinished().items():
+            if time.time() - begun > LEFTOVER_SECONDS:
+                self.remove_unfinished(name)
 
 
 def _renamed(source: Path, target: Path) -> bool:

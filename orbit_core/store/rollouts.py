@@ -34,6 +34,7 @@ from orbit_core.store.base import Store
 
 ROLLOUT_SCHEMA = 1
 COMMIT_KEY = b"orbit.commit"
+FOOTER_BYTES = 64 << 10  # of a file's end, read first: the footer of most
 
 _INT32, _FLOAT32 = pa.list_(pa.int32()), pa.list_(pa.float32())
 SCHEMA = pa.schema(
@@ -178,11 +179,9 @@ def list_runs(store: Store) -> list[str]:
 
 
 def _footer(store: Store, path: str) -> dict[bytes, bytes]:
-    local = store.local_path(path)
-    if local is not None:
-        return pq.read_metadata(local).metadata or {}
-    from fsspec.core import url_to_fs
-
-    filesystem, key = url_to_fs(store.url_of(path), use_listings_cache=False)
-    with filesystem.open(key, "rb", cache_type="readahead") as file:  # only the end of the file is fetched
-        return pq.read_metadata(file).metadata or {}
+    """Only the end of the file is read: metadata, then its length in 4 bytes, then "PAR1"."""
+    end = store.read_end(path, FOOTER_BYTES)
+    needed = int.from_bytes(end[-8:-4], "little") + 8
+    if len(end) < needed:
+        end = store.read_end(path, needed)
+    return pq.read_metadata(pa.BufferReader(end)).metadata or {}
