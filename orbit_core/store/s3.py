@@ -24,7 +24,9 @@ from orbit_core.store.base import check_path
 from orbit_core.store.requests import PARALLEL, PASSING_FAULTS, PatientS3, code_of
 
 PATIENCE_SECONDS = 120.0  # that a request waits for a server that is away
-PART = 16 << 20  # bytes of a download under way at once, times PARALLEL
+UPLOAD_PART = 50 << 20  # bytes; larger where a file would need more than S3's 10,000 parts
+DOWNLOAD_PART = 16 << 20
+MOST_PARTS = 10_000
 ROUNDS = 5  # of an upload that the server has forgotten or saw collide with another one
 
 _PRESENT = {"PreconditionFailed", "412"}
@@ -140,7 +142,8 @@ class S3Store:
         if isinstance(source, bytes):
             self._s3.pipe_file(where, source, **how)
         else:
-            self._s3.put_file(str(source), where, **how)
+            part = max(UPLOAD_PART, -(-source.stat().st_size // MOST_PARTS))
+            self._s3.put_file(str(source), where, chunksize=part, **how)
 
     async def _download(self, key: str, target: Path) -> None:
         """In parts, each repeated by itself; all of one version of the object."""
@@ -148,7 +151,7 @@ class S3Store:
         size = int(head["ContentLength"])
 
         async def part(start: int) -> None:
-            end = min(start + PART, size)
+            end = min(start + DOWNLOAD_PART, size)
             how = {"Range": f"bytes={start}-{end - 1}", "IfMatch": head["ETag"]}
             content, _ = await self._s3.get_bytes(self.bucket, key, **how)
             if len(content) != end - start:
@@ -156,8 +159,9 @@ class S3Store:
             os.pwrite(file.fileno(), content, start)
 
         with open(target, "wb") as file:
-            for first in range(0, size, PART * PARALLEL):
-                starts = range(first, min(first + PART * PARALLEL, size), PART)
+            step = DOWNLOAD_PART * PARALLEL
+            for first in range(0, size, step):
+                starts = range(first, min(first + step, size), DOWNLOAD_PART)
                 await asyncio.gather(*map(part, starts))
 
     def _head(self, path: str) -> dict[str, Any] | None:

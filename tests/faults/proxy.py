@@ -208,13 +208,15 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         if not head:
             self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if cut:
-            self.wfile.write(b"" if head else body[: len(body) // 2])
-            self.wfile.flush()
+        if cut and (head or not body):  # nothing to cut but the head itself
+            first, *others = self._headers_buffer
+            self._headers_buffer = [first, *others[: len(others) // 2]]
+            self.flush_headers()
             return self._reset()
-        if not head:
-            self.wfile.write(body)
+        self.end_headers()
+        self.wfile.write(b"" if head else body[: len(body) // 2] if cut else body)
+        if cut:
+            self._reset()
 
     def _reset(self) -> None:
         """End the connection as a crash would: RST, and nothing of what is still on its way is read."""
