@@ -101,7 +101,9 @@ def _alone(
     name = f"{spec.step}-{spec.digest[:16]}"
     lease: AbstractContextManager[Lease | NoLease | None] = nullcontext(NoLease())
     if holder is not None:
-        wish = Lease(artifacts.store, name, holder.name, holder.lease_seconds, holder.on_lost)
+        # A beat that waits for the store for longer than this is one that comes too late.
+        asked = artifacts.store.patient(holder.lease_seconds / 4)
+        wish = Lease(asked, name, holder.name, holder.lease_seconds, holder.on_lost)
         lease = wish.held(on_wait=lambda other: waiting(other, "holds"), ready=ready)
     with lease as held:
         if held is None:

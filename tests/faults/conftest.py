@@ -16,7 +16,7 @@ sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("rl", "steps
 
 @pytest.fixture
 def proxy(s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with Proxy(s3_endpoint) as proxy:
+    with Proxy(s3_endpoint, seed=1) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
 
