@@ -10,6 +10,7 @@ import typer
 from flows.arguments import RecipeArgument, SetOption, StoreOption
 from flows.cluster import app as cluster
 from flows.promoting import promote, promotions, rollback
+from flows.upkeep import gc, redo, verify
 
 app = typer.Typer(
     name="orbit",
@@ -128,8 +129,11 @@ def rollouts(
             view.show_group(reader, step, group, Console())
 
 
+_command: Callable[..., None]
 for _command in (promotions, promote, rollback):
     app.command(rich_help_panel="Which adapter serves")(_command)
+for _command in (verify, redo, gc):
+    app.command(rich_help_panel="Upkeep of a store")(_command)
 app.add_typer(cluster, name="k8s")
 
 

@@ -19,12 +19,12 @@ from pydantic import BaseModel, ConfigDict
 
 from orbit_core.errors import InputError, OrbitError
 from orbit_core.steps.contract import InputRef, canonical_json
-from orbit_core.store.artifacts import Artifact, ArtifactStore, Manifest
+from orbit_core.store.artifacts import Artifact, ArtifactStore
 from orbit_core.store.base import Store
+from orbit_core.store.manifests import read_manifest
 
 SCHEMA = 1
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
-
 _NUMBER = re.compile(r"/(\d{6,})\.json$")
 
 
@@ -178,8 +178,8 @@ class Promotions:
         return entry
 
     def _last(self) -> int:
-        """Number of the newest entry; 0: none. They have no gaps, and a listing only says where to begin: it may be late,
-        and an adapter that has been replaced must not be taken for the one that serves."""
+        """Number of the newest entry; 0: none. They have no gaps, and a listing only says where to begin: it may be
+        late, and an adapter that has been replaced must not be taken for the one that serves."""
         listed = self.store.list(f"promotions/{self.name}/")
         last = max((int(found[1]) for path in listed if (found := _NUMBER.search(path))), default=0)
         while self.store.exists(self._path(last + 1)):
@@ -199,7 +199,7 @@ def find_published(store: Store, digest: str) -> Artifact:
         paths = [whole] if store.exists(whole) else []
     else:
         paths = [path for path in store.list(f"artifacts/publish/{digest}") if path.count("/") == 2]
-    manifests = [Manifest.model_validate_json(store.read(path)) for path in paths]
+    manifests = [read_manifest(store, path) for path in paths]
     found = [manifest for manifest in manifests if manifest.digest.startswith(digest)]
     if len(found) != 1:
         fix = "give more digits" if found else "run the recipe first (orbit run), or name another store"

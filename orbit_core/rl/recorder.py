@@ -25,9 +25,7 @@ from orbit_core.errors import OrbitError
 from orbit_core.rl.rows import columns_of
 from orbit_core.rl.types import Sample
 from orbit_core.store.base import Store
-from orbit_core.store.rollouts import Commit, RolloutReader, StateFile, encode_step, rollouts_path
-
-KEEP_STATES = 2
+from orbit_core.store.rollouts import KEEP_STATES, Commit, RolloutReader, StateFile, encode_step, rollouts_path
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -16,6 +17,9 @@ class Store(Protocol):
 
     def read_end(self, path: str, size: int) -> bytes:
         """The last `size` bytes of one file, or all of a shorter one."""
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        """All bytes of one file, piece by piece, of one version of it."""
 
     def exists(self, path: str) -> bool:
         """Whether the file is there. Prefixes ("directories") do not exist."""

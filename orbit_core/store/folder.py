@@ -20,6 +20,7 @@ from orbit_core.errors import InputError
 from orbit_core.store.base import check_path
 
 LEFTOVER_SECONDS = 24 * 3600
+CHUNK = 4 << 20  # bytes
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -39,6 +40,11 @@ class FolderStore:
         with open(self._at(path), "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - size))
             return file.read()
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        with open(self._at(path), "rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
 
     def exists(self, path: str) -> bool:
         return self._at(path).is_file()

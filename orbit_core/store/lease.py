@@ -25,8 +25,8 @@ the lease saves two of everybody's work, the store's one atomic step saves the r
 served.
 
 Deletion: a claim is what keeps its number from being claimed twice, so all of them stay until `ready()` says that the
-result is there; a holder deletes only the beats of earlier ones. A waiter that slept over the end may still claim an old
-number: therefore every claimant looks for a higher claim, then asks `ready()`, before it works.
+result is there; a holder deletes only the beats of earlier ones. A waiter that slept over the end may still claim an
+old number: therefore every claimant looks for a higher claim, then asks `ready()`, before it works.
 """
 
 from __future__ import annotations

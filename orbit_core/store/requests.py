@@ -1,9 +1,9 @@
 """Requests to an S3 server that may be busy, cut off or away: one home for what is repeated, and for how long.
 
-A request is repeated while the fault is one that passes (no connection, a reset, a timeout, 5xx, SlowDown, an answer cut
-short) and less than `patience` seconds have gone by since its first try; then the last error is raised. Every request is
-patient by itself, so one lost part of a large upload costs that part. The retries of s3fs and botocore are off: theirs
-count tries, give up after seconds, and do not cover refused connections and answers that break off.
+A request is repeated while the fault is one that passes (no connection, a reset, a timeout, 5xx, SlowDown, an answer
+cut short) and less than `patience` seconds have gone by since its first try; then the last error is raised. Every
+request is patient by itself, so one lost part of a large upload costs that part. The retries of s3fs and botocore are
+off: theirs count tries, give up after seconds, and do not cover refused connections and answers that break off.
 
 A repeated request may have been carried out before; that it does no harm is the business of whoever sends it.
 """

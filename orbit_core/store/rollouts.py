@@ -34,6 +34,7 @@ from orbit_core.store.base import Store
 
 ROLLOUT_SCHEMA = 1
 COMMIT_KEY = b"orbit.commit"
+KEEP_STATES = 2  # of the trainer: those after the last steps
 FOOTER_BYTES = 64 << 10  # of a file's end, read first: the footer of most
 
 _INT32, _FLOAT32 = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -104,7 +105,7 @@ def encode_step(columns: dict[str, list[Any]], commit: Commit) -> bytes:
     metadata = {**(SCHEMA.metadata or {}), COMMIT_KEY: canonical_json(commit.model_dump(mode="json"))}
     table = pa.table(columns, schema=SCHEMA.with_metadata(metadata))
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 

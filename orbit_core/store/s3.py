@@ -55,6 +55,13 @@ class S3Store:
         with self._explained(path):
             return self._sync(self._s3.get_bytes, self.bucket, self._key(path), Range=f"bytes=-{size}")[0]
 
+    def chunks(self, path: str) -> Iterator[bytes]:
+        with self._explained(path):
+            key = self._key(path)
+            head = self._call("head_object", Key=key)
+            for start in range(0, head["ContentLength"], DOWNLOAD_PART):
+                yield self._sync(self._part, key, head, start)
+
     def exists(self, path: str) -> bool:
         return self._head(path) is not None
 
@@ -151,18 +158,22 @@ class S3Store:
         size = int(head["ContentLength"])
 
         async def part(start: int) -> None:
-            end = min(start + DOWNLOAD_PART, size)
-            how = {"Range": f"bytes={start}-{end - 1}", "IfMatch": head["ETag"]}
-            content, _ = await self._s3.get_bytes(self.bucket, key, **how)
-            if len(content) != end - start:
-                raise OrbitError(f"store {self.url}: {key}: asked for {end - start} bytes, got {len(content)}")
-            os.pwrite(file.fileno(), content, start)
+            os.pwrite(file.fileno(), await self._part(key, head, start), start)
 
         with open(target, "wb") as file:
             step = DOWNLOAD_PART * PARALLEL
             for first in range(0, size, step):
                 starts = range(first, min(first + step, size), DOWNLOAD_PART)
                 await asyncio.gather(*map(part, starts))
+
+    async def _part(self, key: str, head: dict[str, Any], start: int) -> bytes:
+        """What begins at `start` of the version of the object that `head` is of."""
+        end = min(start + DOWNLOAD_PART, int(head["ContentLength"]))
+        how = {"Range": f"bytes={start}-{end - 1}", "IfMatch": head["ETag"]}
+        content, _ = await self._s3.get_bytes(self.bucket, key, **how)
+        if len(content) != end - start:
+            raise OrbitError(f"store {self.url}: {key}: asked for {end - start} bytes, got {len(content)}")
+        return content
 
     def _head(self, path: str) -> dict[str, Any] | None:
         with self._explained(path):

@@ -189,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = self.proxy.aged(self.path, answer)
         self._answer(status, headers, answer, cut=fault == "cut_down")
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _relay  # noqa: N815
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _relay
 
     def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         unwanted = {"expect", "connection", "transfer-encoding"} | self.proxy.faults.deaf
@@ -233,5 +233,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """The tests ask `proxy.seen`."""
-
-
