@@ -15,6 +15,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +172,12 @@ class ArtifactStore:
         attempt = uuid.uuid4().hex[:12]
         prefix = f"artifacts/{spec.step}/{spec.digest[:16]}/{attempt}"
         files, begun = {}, boottime()
-        for name in sorted(content_names(directory)):
-            file = directory / name
-            files[name] = FileEntry(sha256=sha256_file(file), size=file.stat().st_size)
-            begun = boottime()
-            self.store.put_if_absent(f"{prefix}/{name}", file, move=True)
+        with self._taken_back(prefix):
+            for name in sorted(content_names(directory)):
+                file = directory / name
+                files[name] = FileEntry(sha256=sha256_file(file), size=file.stat().st_size)
+                begun = boottime()
+                self.store.put_if_absent(f"{prefix}/{name}", file, move=True)
         manifest = Manifest(
             schema_version=SCHEMA,
             step=spec.step,
@@ -198,6 +200,18 @@ class ArtifactStore:
             raise OrbitError(f"store {self.store.url}: {path} was refused as present and is not there")
         self._sweep(artifact, attempt)
         return artifact
+
+    @contextmanager
+    def _taken_back(self, prefix: str) -> Iterator[None]:
+        """If the files cannot all be put, those that were must not fill the disk until gc comes."""
+        try:
+            yield
+        except (OrbitError, OSError):
+            with suppress(OrbitError, OSError):
+                hasty = self.store.patient(1.0)
+                for path in hasty.list(f"{prefix}/"):
+                    hasty.delete(path)
+            raise
 
     def _sweep(self, artifact: Artifact, attempt: str) -> None:
         """Remove what no manifest names: a loser its own files, the winner those of all other tries, dead or late.

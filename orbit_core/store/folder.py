@@ -14,10 +14,12 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from orbit_core.errors import InputError
 from orbit_core.store.base import check_path
+from orbit_core.store.room import room_explained
 
 LEFTOVER_SECONDS = 24 * 3600
 CHUNK = 4 << 20  # bytes
@@ -72,7 +74,7 @@ class FolderStore:
         target = self._at(path)
         if target.exists():
             return False
-        with self._durable_file(source, move) as file:
+        with self._writing(path), self._durable_file(source, move) as file:
             try:
                 _give_name(os.link, file, target)
             except FileExistsError:
@@ -90,12 +92,12 @@ class FolderStore:
 
     def put(self, path: str, source: bytes | Path) -> None:
         target = self._at(path)
-        with self._durable_file(source, move=False) as file:
+        with self._writing(path), self._durable_file(source, move=False) as file:
             _give_name(os.replace, file, target)
 
     def delete(self, path: str) -> None:
         target = self._at(path)
-        with contextlib.suppress(FileNotFoundError):
+        with self._writing(path), contextlib.suppress(FileNotFoundError):
             target.unlink()
         for parent in target.parents:  # empty folders mean nothing here: no clutter
             if parent == self.root:
@@ -129,6 +131,9 @@ class FolderStore:
 
     def _at(self, path: str) -> Path:
         return self.root / check_path(path)
+
+    def _writing(self, path: str) -> AbstractContextManager[None]:
+        return room_explained(f"store {self.url}: {path}", self.root)
 
     @contextlib.contextmanager
     def _durable_file(self, source: bytes | Path, move: bool) -> Iterator[Path]:
