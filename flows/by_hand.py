@@ -16,6 +16,7 @@ from orbit_core.recipe import Recipe
 from orbit_core.steps.contract import StepSpec
 from orbit_core.store import open_store
 from orbit_core.store.artifacts import Artifact, ArtifactStore
+from orbit_core.store.checking import ensure_fit
 from tasks.executors import executor_for
 
 
@@ -31,6 +32,8 @@ def run_step_by_hand(step: str, recipe: Recipe, recipe_name: str, store: str) ->
     _check_inputs(spec, artifacts, recipe_name, store)
     console = Console(stderr=True)
     found = artifacts.find(step, spec.digest)
+    if found is None:
+        ensure_fit(store)
     with live_view([step], console) as view:
         view(step, {"orbit": "started"})
         seconds = 0.0

@@ -10,6 +10,7 @@ import typer
 from flows.arguments import RecipeArgument, SetOption, StoreOption
 from flows.cluster import app as cluster
 from flows.promoting import promote, promotions, rollback
+from flows.upkeep import gc, redo, verify
 
 app = typer.Typer(
     name="orbit",
@@ -144,8 +145,11 @@ def compact(
         view.compact_run(view.find_run(store, run), Console())
 
 
+_command: Callable[..., None]
 for _command in (promotions, promote, rollback):
     app.command(rich_help_panel="Which adapter serves")(_command)
+for _command in (verify, redo, gc):
+    app.command(rich_help_panel="Upkeep of a store")(_command)
 app.add_typer(cluster, name="k8s")
 
 

@@ -30,6 +30,17 @@ def parse_set(assignments: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
+def parse_inputs(assignments: Sequence[str]) -> dict[str, str]:
+    """`name=path` options as a mapping."""
+    inputs = {}
+    for assignment in assignments:
+        name, equals, path = assignment.partition("=")
+        if not equals or not name or not path:
+            raise InputError(f"--input {assignment}", "name=path", assignment, "e.g. --input base=/models/Qwen3-4B")
+        inputs[name] = path
+    return inputs
+
+
 def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
     """The recipe at path `name`, or the one of that name that comes with Orbit (`demo`)."""
     path = Path(name)

@@ -20,6 +20,7 @@ from orbit_core.executors.base import Executor, GaveUp
 from orbit_core.steps.contract import StepSpec
 from orbit_core.store import open_store
 from orbit_core.store.artifacts import Artifact, ArtifactStore
+from orbit_core.store.checking import ensure_fit
 from tasks.dashboard import Follower, show_facts
 from tasks.watching import tell
 
@@ -44,6 +45,7 @@ def _finish(spec: StepSpec, executor: Executor) -> StepResult:
     artifact = ArtifactStore(open_store(spec.store)).find(spec.step, spec.digest)
     reused = artifact is not None
     if artifact is None:
+        ensure_fit(spec.store)
         artifact = executor.run(spec, Follower(spec.step, logger))
     result = StepResult(artifact, round(time.monotonic() - started, 3), reused)
     logger.info("%s %s/%s", "reused" if reused else "made", spec.step, spec.digest[:16])

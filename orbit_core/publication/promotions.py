@@ -19,11 +19,13 @@ from pydantic import BaseModel, ConfigDict
 
 from orbit_core.errors import InputError, OrbitError
 from orbit_core.steps.contract import InputRef, canonical_json
-from orbit_core.store.artifacts import Artifact, ArtifactStore, Manifest
+from orbit_core.store.artifacts import Artifact, ArtifactStore
 from orbit_core.store.base import Store
+from orbit_core.store.manifests import read_manifest
 
 SCHEMA = 1
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
+_NUMBER = re.compile(r"/(\d{6,})\.json$")
 
 
 class Overtaken(OrbitError):
@@ -89,11 +91,11 @@ class Promotions:
 
     def entries(self) -> list[Promotion]:
         """All entries, oldest first."""
-        return [self._read(path) for path in self.store.list(f"promotions/{self.name}/")]
+        return [self._read(self._path(number)) for number in range(1, self._last() + 1)]
 
     def newest(self) -> Promotion | None:
-        paths = self.store.list(f"promotions/{self.name}/")
-        return self._read(paths[-1]) if paths else None
+        last = self._last()
+        return self._read(self._path(last)) if last else None
 
     def promote(self, adapter: Published, after: Promotion | None, why: str) -> Promotion:
         """Write `adapter` as the entry that follows `after`; Overtaken if another one does already."""
@@ -175,6 +177,15 @@ class Promotions:
             raise OrbitError(f"{path}: schema version {entry.schema_version}, this Orbit reads {SCHEMA}")
         return entry
 
+    def _last(self) -> int:
+        """Number of the newest entry; 0: none. They have no gaps, and a listing only says where to begin: it may be
+        late, and an adapter that has been replaced must not be taken for the one that serves."""
+        listed = self.store.list(f"promotions/{self.name}/")
+        last = max((int(found[1]) for path in listed if (found := _NUMBER.search(path))), default=0)
+        while self.store.exists(self._path(last + 1)):
+            last += 1
+        return last
+
     def _path(self, number: int) -> str:
         return f"promotions/{self.name}/{number:06d}.json"
 
@@ -183,8 +194,12 @@ def find_published(store: Store, digest: str) -> Artifact:
     """The published artifact whose digest begins with `digest` (8 hex digits or more)."""
     if not re.fullmatch(r"[0-9a-f]{8,64}", digest):
         raise InputError(f"published adapter {digest!r}", "8 to 64 hex digits of its digest", digest)
-    paths = [path for path in store.list(f"artifacts/publish/{digest[:16]}") if path.count("/") == 2]
-    manifests = [Manifest.model_validate_json(store.read(path)) for path in paths]
+    whole = f"artifacts/publish/{digest[:16]}.json"
+    if len(digest) >= 16:  # no listing, which may be late
+        paths = [whole] if store.exists(whole) else []
+    else:
+        paths = [path for path in store.list(f"artifacts/publish/{digest}") if path.count("/") == 2]
+    manifests = [read_manifest(store, path) for path in paths]
     found = [manifest for manifest in manifests if manifest.digest.startswith(digest)]
     if len(found) != 1:
         fix = "give more digits" if found else "run the recipe first (orbit run), or name another store"

@@ -28,6 +28,7 @@ from orbit_core.rl.rows import columns_of
 from orbit_core.rl.types import Sample
 from orbit_core.store.base import Store
 from orbit_core.store.commits import (
+    KEEP_STATES,
     Commit,
     StateFile,
     block_path,
@@ -38,8 +39,6 @@ from orbit_core.store.commits import (
     step_of_state,
 )
 from orbit_core.store.rollouts import RolloutReader, encode_step
-
-KEEP_STATES = 2
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class Recorder:
         )
         columns = columns_of(result.samples, self.run, self.base_digest, result.sampled_with, result.rollout_seconds)
         file = encode_step(columns, commit)
-        self.store.put_if_absent(state.path, content)
+        self.store.put(state.path, content)  # over what a dead try has left: whole again, and not old in the eyes of gc
         self.fence()
         if not self.store.put_if_absent(rollouts_path(self.run, result.step), file):
             commit = self._adopt(commit)

@@ -24,6 +24,7 @@ from orbit_core.store.artifacts import Artifact, ArtifactStore
 from orbit_core.store.base import Store
 from orbit_core.store.digests import digest_path
 from orbit_core.store.lease import Lease, NoLease
+from orbit_core.store.room import room_explained
 
 PACKAGE = "orbit_core.steps"
 
@@ -57,7 +58,11 @@ def run_step(
     if found is None:
         function = load_step(spec, package)
         started = time.monotonic()
-        with _alone(spec, artifacts, scratch, emit, should_stop, holder) as turn:
+        folders = Workspace(spec, store, scratch).folders
+        with (
+            room_explained(f"step {spec.step}", *folders),
+            _alone(spec, artifacts, scratch, emit, should_stop, holder) as turn,
+        ):
             if turn:
                 artifact = _make(spec, function, artifacts, turn, emit)
                 emit("done", step=spec.step, digest=spec.digest, seconds=round(time.monotonic() - started, 3))
@@ -101,7 +106,9 @@ def _alone(
     name = f"{spec.step}-{spec.digest[:16]}"
     lease: AbstractContextManager[Lease | NoLease | None] = nullcontext(NoLease())
     if holder is not None:
-        wish = Lease(artifacts.store, name, holder.name, holder.lease_seconds, holder.on_lost)
+        # A beat that waits for the store for longer than this is one that comes too late.
+        asked = artifacts.store.patient(holder.lease_seconds / 4)
+        wish = Lease(asked, name, holder.name, holder.lease_seconds, holder.on_lost)
         lease = wish.held(on_wait=lambda other: waiting(other, "holds"), ready=ready)
     with lease as held:
         if held is None:

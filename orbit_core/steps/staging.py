@@ -17,6 +17,7 @@ from orbit_core.steps.runner import input_artifact
 from orbit_core.steps.workspace import Workspace
 from orbit_core.store import open_store
 from orbit_core.store.artifacts import Artifact, ArtifactStore
+from orbit_core.store.room import room_explained
 
 
 def stage_inputs(spec: StepSpec, emit: Callable[..., None], scratch: Path | None = None) -> None:
@@ -50,7 +51,8 @@ def stage_inputs(spec: StepSpec, emit: Callable[..., None], scratch: Path | None
         def wait(holder: str, name: str = name) -> None:
             emit("progress", done=done, total=total, message=f"waiting: {holder} stages {name}", unit="bytes")
 
-        artifact.fetch(cache, on_file=advance, on_wait=wait)
+        with room_explained(f"scratch for the inputs of step {spec.step}", cache):
+            artifact.fetch(cache, on_file=advance, on_wait=wait)
     emit("staged", step=spec.step, digest=spec.digest, bytes=total, seconds=round(time.monotonic() - began, 3))
 
 

@@ -38,6 +38,11 @@ class Workspace:
         self.output = self.root / (f"output-{term}" if term else "output")
         self.scratch = kept / name / "scratch"
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where a try writes on this machine."""
+        return (self.root,) if self.scratch.is_relative_to(self.root) else (self.root, self.scratch)
+
     @contextlib.contextmanager
     def held(self, on_wait: Callable[[str], None], ready: Callable[[], bool]) -> Iterator[bool]:
         """Yields True holding the workspace, with an empty `output`; or False, as soon as `ready()` says that another

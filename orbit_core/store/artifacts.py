@@ -11,44 +11,28 @@ the loser removes its own files and returns the winner's artifact.
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 import orbit_core
-from orbit_core.errors import OrbitError
-from orbit_core.steps.contract import StepSpec, canonical_json
+from orbit_core.errors import InputError, OrbitError
+from orbit_core.steps.contract import StepSpec
 from orbit_core.store.base import Store
-from orbit_core.store.digests import content_names, sha256_file
-from orbit_core.store.fetching import made_once
+from orbit_core.store.digests import content_names, remembered_sha256, sha256_file, sha256_of
+from orbit_core.store.fetching import made_once, put_aside
+from orbit_core.store.lease import boottime
+from orbit_core.store.manifests import SCHEMA, FileEntry, Manifest, manifest_path, read_manifest, redo_command
 
-SCHEMA = 1
+__all__ = ["Artifact", "ArtifactStore", "Manifest", "code_version"]
 
-
-class FileEntry(BaseModel):
-    model_config = ConfigDict(frozen=True)
-    sha256: str
-    size: int
-
-
-class Manifest(BaseModel):
-    """What is known of an artifact. Holds neither secrets nor paths of the machine that made it."""
-
-    model_config = ConfigDict(frozen=True)
-    schema_version: int
-    step: str
-    digest: str
-    version: int
-    params: dict[str, Any]
-    inputs: dict[str, dict[str, str | None]]  # name -> {"digest", "step"}
-    attempt: str
-    files: dict[str, FileEntry]
-    facts: dict[str, Any]
-    code_version: str
+# Between the last file and the manifest; gc leaves what is younger than a day (cleaning.LEAST_DAYS).
+UNPUBLISHED_SECONDS = 12 * 3600
+_log = logging.getLogger(__name__)
 
 
 class Artifact:
@@ -63,7 +47,7 @@ class Artifact:
 
     @property
     def prefix(self) -> str:
-        return f"artifacts/{self.manifest.step}/{self.manifest.digest[:16]}/{self.manifest.attempt}"
+        return self.manifest.prefix
 
     @property
     def url(self) -> str:
@@ -81,51 +65,85 @@ class Artifact:
         on_file: Callable[[int], None] = lambda size: None,
         on_wait: Callable[[str], None] = lambda holder: None,
     ) -> Path:
-        """The artifact as a local read-only directory.
+        """The artifact as a local read-only directory whose files are those that were published.
 
         In a folder store that is the artifact itself; from S3 it is downloaded once into
         `scratch/artifacts/<digest16>-<attempt>`, each file checked against its sha256; a download that was killed is
-        gone on with. `on_file(bytes)` is called for each file, `on_wait(holder)` if another process is at it.
+        gone on with. What lies here already is checked too, large files only once while size and times stay the same
+        (`digests`); a damaged download is fetched again, a damaged artifact raises InputError. `on_file(bytes)` is
+        called for each file, `on_wait(holder)` if another process is at it.
         """
+        local = self.store.local_path(self.prefix)
+        if local is not None:
+            for name in self.manifest.files:
+                self._check(name, remembered_sha256, local)
+            return local
+        place = self._place(scratch)
+        if place.is_dir():
+            try:
+                for name in self.manifest.files:
+                    self._check(name, remembered_sha256, place)
+            except InputError as damage:
+                _log.warning("fetching again: %s", damage)
+                put_aside(place)
 
         def download(partial: Path) -> None:
             for name, entry in self.manifest.files.items():
                 file = partial / name
                 if not file.is_file() or sha256_file(file) != entry.sha256:
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    self.store.download(f"{self.prefix}/{name}", file)
-                    try:
-                        self._check(partial, name)
-                    except OrbitError:
-                        file.unlink()
-                        raise
+                    self._download(name, partial)
                     _make_durable(file)
                 on_file(entry.size)
             for left in (path for path in partial.rglob(".*") if path.is_file()):  # of a download that was killed
                 left.unlink()
 
-        return self.store.local_path(self.prefix) or made_once(self._place(scratch), download, on_wait)
+        return made_once(place, download, on_wait)
+
+    def _download(self, name: str, directory: Path) -> None:
+        """A file that came damaged is asked for once more: the wire may be to blame, and not the store."""
+        for last in (False, True):
+            self.store.download(f"{self.prefix}/{name}", directory / name)
+            try:
+                return self._check(name, sha256_file, directory)
+            except InputError:
+                (directory / name).unlink()
+                if last:
+                    raise
 
     def is_fetched(self, scratch: Path) -> bool:
         """Whether `fetch` has nothing to do."""
         return self.store.local_path(self.prefix) is not None or self._place(scratch).is_dir()
 
-    def verify(self, scratch: Path) -> None:
-        """Raises OrbitError if a file is missing or its bytes are not those that were published."""
-        directory = self.fetch(scratch)
+    def damages(self) -> Iterator[InputError]:
+        """Reads every byte as it lies in the store; yields what is missing or not what was published."""
         for name in self.manifest.files:
-            self._check(directory, name)
+            try:
+                self._check(name, lambda path: sha256_of(self.store.chunks(path)), None)
+            except InputError as damage:
+                yield damage
+
+    def verify(self) -> None:
+        """Raises the first of `damages`."""
+        for damage in self.damages():
+            raise damage
 
     def _place(self, scratch: Path) -> Path:
         return scratch / "artifacts" / f"{self.manifest.digest[:16]}-{self.manifest.attempt}"
 
-    def _check(self, directory: Path, name: str) -> None:
-        expected, file = self.manifest.files[name].sha256, directory / name
-        found = sha256_file(file) if file.is_file() else "no such file"
-        if found != expected:
-            raise OrbitError(
-                f"artifact {self.prefix}/{name}\n  expected: sha256 {expected}\n  found: {found}\n"
-                f"  what to do: delete {_manifest_path(self.manifest.step, self.manifest.digest)} and run again"
+    def _check(self, name: str, digest: Callable[[Any], str], directory: Path | None) -> None:
+        """InputError if `name`, in `directory` or else in the store, is not the file that was published."""
+        path = f"{self.prefix}/{name}"
+        try:
+            found = f"sha256 {digest(path if directory is None else directory / name)}"
+        except FileNotFoundError:
+            found = "no such file"
+        if found != f"sha256 {self.manifest.files[name].sha256}":
+            raise InputError(
+                f"artifact {path} in store {self.store.url}",
+                f"sha256 {self.manifest.files[name].sha256}",
+                found,
+                redo_command(self.url, self.manifest.inputs),
             )
 
 
@@ -136,15 +154,11 @@ class ArtifactStore:
     def find(self, step: str, digest: str) -> Artifact | None:
         """The artifact of `step` with this digest of its inputs (full hex), or None."""
         try:
-            manifest = Manifest.model_validate_json(self.store.read(_manifest_path(step, digest)))
+            manifest = read_manifest(self.store, manifest_path(step, digest))
         except FileNotFoundError:
             return None
         if manifest.digest != digest:
-            raise OrbitError(f"{_manifest_path(step, digest)}: expected digest {digest}, found {manifest.digest}")
-        if manifest.schema_version > SCHEMA:
-            raise OrbitError(
-                f"artifact {step}/{digest[:16]}: schema version {manifest.schema_version}, this Orbit reads {SCHEMA}"
-            )
+            raise OrbitError(f"{manifest_path(step, digest)}: expected digest {digest}, found {manifest.digest}")
         return Artifact(self.store, manifest)
 
     def publish(
@@ -157,11 +171,13 @@ class ArtifactStore:
         fence()
         attempt = uuid.uuid4().hex[:12]
         prefix = f"artifacts/{spec.step}/{spec.digest[:16]}/{attempt}"
-        files = {}
-        for name in sorted(content_names(directory)):
-            file = directory / name
-            files[name] = FileEntry(sha256=sha256_file(file), size=file.stat().st_size)
-            self.store.put_if_absent(f"{prefix}/{name}", file, move=True)
+        files, begun = {}, boottime()
+        with self._taken_back(prefix):
+            for name in sorted(content_names(directory)):
+                file = directory / name
+                files[name] = FileEntry(sha256=sha256_file(file), size=file.stat().st_size)
+                begun = boottime()
+                self.store.put_if_absent(f"{prefix}/{name}", file, move=True)
         manifest = Manifest(
             schema_version=SCHEMA,
             step=spec.step,
@@ -174,14 +190,28 @@ class ArtifactStore:
             facts=facts,
             code_version=code_version(),
         )
-        path = _manifest_path(spec.step, spec.digest)
+        path = manifest_path(spec.step, spec.digest)
         fence()
-        won = self.store.put_if_absent(path, canonical_json(manifest.model_dump(mode="json")))
+        if boottime() - begun > UNPUBLISHED_SECONDS:
+            raise OrbitError(f"{prefix}: we slept for hours before the manifest, and gc may have come; run it again")
+        won = self.store.put_if_absent(path, manifest.sealed())
         artifact = Artifact(self.store, manifest) if won else self.find(spec.step, spec.digest)
         if artifact is None:
             raise OrbitError(f"store {self.store.url}: {path} was refused as present and is not there")
         self._sweep(artifact, attempt)
         return artifact
+
+    @contextmanager
+    def _taken_back(self, prefix: str) -> Iterator[None]:
+        """If the files cannot all be put, those that were must not fill the disk until gc comes."""
+        try:
+            yield
+        except (OrbitError, OSError):
+            with suppress(OrbitError, OSError):
+                hasty = self.store.patient(1.0)
+                for path in hasty.list(f"{prefix}/"):
+                    hasty.delete(path)
+            raise
 
     def _sweep(self, artifact: Artifact, attempt: str) -> None:
         """Remove what no manifest names: a loser its own files, the winner those of all other tries, dead or late.
@@ -207,7 +237,3 @@ def code_version() -> str:
 def _make_durable(file: Path) -> None:
     with open(file, "rb") as stream:
         os.fsync(stream.fileno())
-
-
-def _manifest_path(step: str, digest: str) -> str:
-    return f"artifacts/{step}/{digest[:16]}.json"

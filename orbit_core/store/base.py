@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 
 class Store(Protocol):
@@ -15,7 +16,13 @@ class Store(Protocol):
         """All bytes of one file."""
 
     def read_end(self, path: str, size: int) -> bytes:
-        """The last `size` bytes of one file, all of them if there are fewer; the rest is not fetched."""
+        """The last `size` bytes of one file, or all of a shorter one."""
+
+    def open(self, path: str) -> BinaryIO:
+        """One file, of which only what is asked for is fetched. To be used with `with`."""
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        """All bytes of one file, piece by piece, of one version of it."""
 
     def exists(self, path: str) -> bool:
         """Whether the file is there. Prefixes ("directories") do not exist."""
@@ -24,13 +31,20 @@ class Store(Protocol):
         """Sorted names of what lies directly in `folder`, files and folders; what lies deeper costs nothing."""
 
     def list(self, prefix: str = "") -> list[str]:
-        """Sorted paths of all files, at any depth, whose path begins with `prefix`."""
+        """Sorted paths of all files, at any depth, whose path begins with `prefix`.
+
+        A server may show it as it was some time ago. No result may depend on it: what must be known is asked for by its
+        own path.
+        """
+
+    def modified(self, prefix: str = "") -> dict[str, float]:
+        """Those paths and when each was last written: seconds since the epoch, by the clock of who keeps the store."""
 
     def put_if_absent(self, path: str, source: bytes | Path, *, move: bool = False) -> bool:
         """Write bytes, or a copy of a local file, at `path` unless something is there: True if this call wrote it.
 
-        Atomic and durable when it returns. Of many callers at once exactly one gets True. On S3 False can also mean
-        that an answer was lost and the request repeated: a caller for whom it matters reads back what won.
+        Atomic and durable when it returns. Of many callers at once exactly one gets True, also where an answer was
+        lost and the request repeated. An error leaves it open whether the bytes have arrived.
         `move=True` consumes the local file, which costs no copy in a folder on the same filesystem.
         """
 
@@ -45,6 +59,15 @@ class Store(Protocol):
 
     def local_path(self, path: str) -> Path | None:
         """Where `path` lies on this machine, or None for a remote store. Read-only for callers."""
+
+    def patient(self, seconds: float) -> Store:
+        """This store, with requests that wait for `seconds` while the server is away."""
+
+    def unfinished(self) -> dict[str, float]:
+        """What writes have left that never ended, by a name for people, and when each was begun (as `modified`)."""
+
+    def remove_unfinished(self, name: str) -> None:
+        """Remove one of `unfinished`."""
 
     def url_of(self, path: str) -> str:
         """Absolute path or URL that people and libraries (datasets, DuckDB, pyarrow) can open."""

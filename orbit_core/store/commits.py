@@ -22,6 +22,7 @@ from orbit_core.errors import OrbitError
 from orbit_core.steps.contract import canonical_json
 
 ROLLOUT_SCHEMA = 1
+KEEP_STATES = 2  # of the trainer: those after the last steps
 BLOCK = 100  # steps; about the square root of a long run. Part of the layout: blocks of another size would overlap
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from orbit_core.errors import InputError
@@ -28,16 +28,24 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_of(chunks: Iterable[bytes]) -> str:
+    """sha256 hex of the bytes that come in `chunks`."""
+    total = hashlib.sha256()
+    for chunk in chunks:
+        total.update(chunk)
+    return total.hexdigest()
+
+
 def digest_path(path: str | Path) -> str:
     """Content digest (hex) of a file or directory; raises InputError if there is nothing, or an empty directory."""
     path = Path(path).expanduser()
     if path.is_file():
-        return _remembered(path)
+        return remembered_sha256(path)
     if not path.is_dir():
         raise InputError(f"{path}", "a file or a directory", "nothing there", "check the path")
     total = hashlib.sha256()
     for name in (names := sorted(content_names(path))):
-        total.update(f"{name}\0{_remembered(path / name)}\n".encode())
+        total.update(f"{name}\0{remembered_sha256(path / name)}\n".encode())
     if not names:
         raise InputError(f"{path}", "a directory with files", "an empty directory", "check the path")
     return total.hexdigest()
@@ -56,7 +64,8 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orbit"
 
 
-def _remembered(file: Path) -> str:
+def remembered_sha256(file: Path) -> str:
+    """sha256 hex of a file's bytes; of a large one from memory while its path, size, mtime and inode are the same."""
     before = file.stat()
     if before.st_size < REMEMBER_FROM_BYTES:
         return sha256_file(file)

@@ -14,6 +14,7 @@ import contextlib
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +44,14 @@ def made_once(target: Path, make: Callable[[Path], None], on_wait: Callable[[str
     finally:
         os.close(lock)
     return target
+
+
+def put_aside(target: Path) -> None:
+    """Take a folder that turned out to be damaged out of the cache; who has files of it open may go on reading."""
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        os.rename(target, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sweep(cache: Path, keep: Path) -> None:

@@ -14,12 +14,16 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import BinaryIO
 
 from orbit_core.errors import InputError
 from orbit_core.store.base import check_path
+from orbit_core.store.room import room_explained
 
 LEFTOVER_SECONDS = 24 * 3600
+CHUNK = 4 << 20  # bytes
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -37,8 +41,16 @@ class FolderStore:
 
     def read_end(self, path: str, size: int) -> bytes:
         with open(self._at(path), "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
             return file.read()
+
+    def open(self, path: str) -> BinaryIO:
+        return open(self._at(path), "rb")
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        with open(self._at(path), "rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
 
     def exists(self, path: str) -> bool:
         return self._at(path).is_file()
@@ -58,11 +70,19 @@ class FolderStore:
             found += [name if relative == "." else f"{relative}/{name}" for name in files]
         return sorted(path for path in found if path.startswith(prefix))
 
+    def modified(self, prefix: str = "") -> dict[str, float]:
+        found = {}
+        for path in self.list(prefix):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                # By the inode, not the bytes: a moved file was written long before it came here.
+                found[path] = os.stat(self.root / path).st_ctime
+        return found
+
     def put_if_absent(self, path: str, source: bytes | Path, *, move: bool = False) -> bool:
         target = self._at(path)
         if target.exists():
             return False
-        with self._durable_file(source, move) as file:
+        with self._writing(path), self._durable_file(source, move) as file:
             try:
                 _give_name(os.link, file, target)
             except FileExistsError:
@@ -80,12 +100,12 @@ class FolderStore:
 
     def put(self, path: str, source: bytes | Path) -> None:
         target = self._at(path)
-        with self._durable_file(source, move=False) as file:
+        with self._writing(path), self._durable_file(source, move=False) as file:
             _give_name(os.replace, file, target)
 
     def delete(self, path: str) -> None:
         target = self._at(path)
-        with contextlib.suppress(FileNotFoundError):
+        with self._writing(path), contextlib.suppress(FileNotFoundError):
             target.unlink()
         for parent in target.parents:  # empty folders mean nothing here: no clutter
             if parent == self.root:
@@ -101,11 +121,27 @@ class FolderStore:
     def local_path(self, path: str) -> Path | None:
         return self._at(path)
 
+    def patient(self, seconds: float) -> FolderStore:
+        return self
+
+    def unfinished(self) -> dict[str, float]:
+        found = {}
+        for file in self._temporary.iterdir() if self._temporary.is_dir() else ():
+            with contextlib.suppress(FileNotFoundError):
+                found[f".tmp/{file.name}"] = file.stat().st_ctime
+        return found
+
+    def remove_unfinished(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
     def url_of(self, path: str) -> str:
         return str(self._at(path))
 
     def _at(self, path: str) -> Path:
         return self.root / check_path(path)
+
+    def _writing(self, path: str) -> AbstractContextManager[None]:
+        return room_explained(f"store {self.url}: {path}", self.root)
 
     @contextlib.contextmanager
     def _durable_file(self, source: bytes | Path, move: bool) -> Iterator[Path]:
@@ -131,10 +167,9 @@ class FolderStore:
         if self._swept:
             return
         self._swept = True
-        for file in self._temporary.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - file.stat().st_ctime > LEFTOVER_SECONDS:
-                    file.unlink()
+        for name, begun in self.unfinished().items():
+            if time.time() - begun > LEFTOVER_SECONDS:
+                self.remove_unfinished(name)
 
 
 def _renamed(source: Path, target: Path) -> bool:

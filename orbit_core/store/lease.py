@@ -11,8 +11,9 @@ The highest claim holds. Everybody else watches it and claims the next term as s
 has not changed for `seconds`. A holder whose last beat began more than 3/4 of `seconds` ago has lost for good, even if
 its next beat succeeds. Each side measures a duration on its own clock; no two clocks are compared.
 
-Promised, where clocks run at one rate within a quarter and a listing shows every finished write (S3; one filesystem;
-NFS with lookupcache=none):
+Promised, where clocks run at one rate within a quarter and what one process has written another finds under its path
+(S3; one filesystem; NFS with lookupcache=none). A listing may be late: claims are numbered without a gap while there is
+work, so the highest is found by asking for one after the other.
 - When `check()` returns, no later term has begun to work, and none begins before seconds/4 have passed.
 - A holder that releases is followed at the next look of a waiter (seconds/8, at most 2 s); one that dies, `seconds`
   later. Who stops for longer than 3/4 of `seconds` (a suspended process, a store out of reach) finds itself out.
@@ -23,10 +24,9 @@ two, and no store could tell. So whatever is written under a lease must be put i
 the lease saves two of everybody's work, the store's one atomic step saves the result. Nor is waiting first come, first
 served.
 
-Deletion: a claim is what keeps its number from being claimed twice, so the highest one stays until the work is done. A
-holder deletes what is below its own term, and its own term only once `ready()` says that the result is there. A waiter
-that slept over such a deletion may still claim an old number: therefore every claimant looks for a higher claim, then
-asks `ready()`, before it works.
+Deletion: a claim is what keeps its number from being claimed twice, so all of them stay until `ready()` says that the
+result is there; a holder deletes only the beats of earlier ones. A waiter that slept over the end may still claim an
+old number: therefore every claimant looks for a higher claim, then asks `ready()`, before it works.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from orbit_core.errors import InputError, Interrupted, OrbitError
@@ -169,12 +169,11 @@ class Lease:
             self._sleep(min(self.seconds / 8, MAX_LOOK_SECONDS))
 
     def _look(self) -> Seen:
-        paths = self.store.list(self._prefix)
-        term = max(map(self._term_claimed, paths), default=0)
+        term = self._highest()
         beat = b""  # none yet, or the term is being swept
         with contextlib.suppress(FileNotFoundError):
-            beat = self.store.read(self._path(term, "beat")) if self._path(term, "beat") in paths else b""
-        return Seen(term, self._path(term, "released") in paths, beat)
+            beat = self.store.read(self._path(term, "beat")) if term else b""
+        return Seen(term, term > 0 and self.store.exists(self._path(term, "released")), beat)
 
     def _take(self, term: int) -> bool:
         """Claim `term`; False if another was faster or the number is one of the past."""
@@ -222,13 +221,13 @@ class Lease:
         self.store.put(self._path(self.term, "beat"), uuid.uuid4().bytes)
         if not self.lost:  # else it came too late: a waiter may have made up its mind
             self._renewed = begun
-            self._delete(below=self.term, among=self._compare())
+            earlier = (path for path in self._compare() if not path.endswith(".json"))
+            self._delete(below=self.term, among=earlier)
 
     def _compare(self) -> list[str]:
         """Lose the lease if its claim is not the highest; returns what lies under the lease's name."""
         paths = self.store.list(self._prefix)
-        highest = max(map(self._term_claimed, paths), default=0)
-        if highest > self.term:
+        if (highest := self._highest(paths, least=self.term)) > self.term:
             self._lose(f"{self._claimed(highest)[0] or 'another process'} holds it, term {highest}")
         elif not self._stands(self.term, self._claim):
             self._lose("the claim is gone: the work was finished by another process, or leases/ was cleaned by hand")
@@ -241,7 +240,8 @@ class Lease:
         """Whatever fails here only makes the next one wait: it must not turn finished work into a failure."""
         try:
             if ready():
-                self._delete(below=self.term + 1, among=self.store.list(self._prefix))
+                ours = (self._path(self.term, kind) for kind in ("beat", "json"))  # a listing may not show them yet
+                self._delete(below=self.term + 1, among={*self.store.list(self._prefix), *ours})
             elif self._highest() == self.term:
                 self.store.put_if_absent(self._path(self.term, "released"), b"")
         except (OrbitError, OSError) as error:
@@ -249,13 +249,19 @@ class Lease:
                 raise
             _log.warning("lease %s: not released: %s", self.name, error)
 
-    def _delete(self, below: int, among: list[str]) -> None:
+    def _delete(self, below: int, among: Iterable[str]) -> None:
         for path in among:
             if self._number(path) < below:
                 self.store.delete(path)
 
-    def _highest(self) -> int:
-        return max(map(self._term_claimed, self.store.list(self._prefix)), default=0)
+    def _highest(self, listed: Iterable[str] | None = None, least: int = 0) -> int:
+        """The highest term claimed; 0: none. A listing only says where to begin."""
+        paths = self.store.list(self._prefix) if listed is None else listed
+        term = max(map(self._term_claimed, paths), default=0)
+        term = max(term, least)
+        while self.store.exists(self._path(term + 1, "json")):
+            term += 1
+        return term
 
     def _term_claimed(self, path: str) -> int:
         return self._number(path) if path.endswith(".json") else 0

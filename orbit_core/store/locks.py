@@ -45,6 +45,21 @@ def try_acquire(path: Path) -> int | str:
     return holder
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock at `path`. Changes nothing; who asks for the lock meanwhile asks once more."""
+    try:
+        lock = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 def _locked(lock: int, path: Path) -> bool:
     """Whether `lock` is now held and is still the file that others would open."""
     try:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -102,7 +101,7 @@ def encode_step(columns: dict[str, list[Any]], commit: Commit) -> bytes:
     metadata = {**(SCHEMA.metadata or {}), COMMIT_KEY: canonical_json(commit.model_dump(mode="json"))}
     table = pa.table(columns, schema=SCHEMA.with_metadata(metadata))
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
@@ -219,7 +218,7 @@ class RolloutReader:
         if columns is None and group is None:
             return pq.read_table(io.BytesIO(self.store.read(path)))
         wanted = None if group is None else pc.field("group_index") == group
-        with _opened(self.store, path) as file:
+        with self.store.open(path) as file:
             return pq.read_table(file, columns=None if columns is None else list(columns), filters=wanted)
 
     def _exists(self, step: int) -> bool:
@@ -242,18 +241,3 @@ def _footer(store: Store, path: str) -> dict[bytes, bytes]:
         return pq.read_metadata(io.BytesIO(content)).metadata or {}
     except pa.ArrowInvalid as error:
         raise OrbitError(f"{path}\n  expected: a Parquet file\n  found: {error}") from None
-
-
-@contextmanager
-def _opened(store: Store, path: str) -> Iterator[Any]:
-    """A file that is read in the parts that are asked for, wherever it lies."""
-    local = store.local_path(path)
-    if local is not None:
-        with open(local, "rb") as file:
-            yield file
-        return
-    from fsspec.core import url_to_fs
-
-    filesystem, key = url_to_fs(store.url_of(path), use_listings_cache=False)
-    with filesystem.open(key, "rb", cache_type="none") as file:
-        yield file

@@ -62,7 +62,7 @@ def run(folder: Path, kill_at: int | None) -> list[str]:
         boundary.around(trainer, name)
     for name in CALLS[BanditEngine]:
         boundary.around(engine, name)
-    for name in ("put_if_absent", "delete"):
+    for name in ("put_if_absent", "put", "delete"):
         boundary.around(store, name)
     os.fsync = lambda descriptor: None  # SIGKILL loses no written page; a power cut is not what is tried here
     for name in ("link", "fsync"):  # inside the store's writes: temporary file made, named, made durable

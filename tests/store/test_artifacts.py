@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orbit_core.errors import OrbitError
+from orbit_core.errors import InputError
 from orbit_core.steps.contract import InputRef, StepSpec
 from orbit_core.store import Store, open_store
 from orbit_core.store.artifacts import ArtifactStore
@@ -42,7 +42,7 @@ def test_what_is_published_is_found_and_fetched(store: Store, store_url: str, tm
     directory = found.fetch(tmp_path / "scratch")
     assert (directory / "deep" / "er.txt").read_text() == "xx"
     assert found.fetch(tmp_path / "scratch") == directory
-    found.verify(tmp_path / "scratch")
+    found.verify()
 
 
 def test_a_folder_store_hands_out_the_artifact_itself(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_of_many_publications_at_once_one_wins_and_only_its_files_stay(
     assert len(attempts) == 1
     found = artifacts.find(spec.step, spec.digest)
     assert found is not None
-    found.verify(tmp_path / "scratch")
+    found.verify()
     assert store.read(f"{found.prefix}/top.txt") == str(found.facts["try"]).encode()
 
 
@@ -107,8 +107,10 @@ def test_a_manifest_holds_no_secret_and_no_path_of_the_machine(
 def test_a_damaged_file_is_named(store: Store, store_url: str, tmp_path: Path) -> None:
     artifact = ArtifactStore(store).publish(spec_of(store_url), output(tmp_path / "out"), {})
     store.put(f"{artifact.prefix}/deep/er.txt", b"flipped")
-    with pytest.raises(OrbitError, match=r"deep/er.txt\n  expected: sha256"):
-        artifact.verify(tmp_path / "scratch")
+    named = rf"{artifact.prefix}/deep/er.txt in store {store_url}\n  expected: sha256(.|\n)*orbit redo {artifact.url}"
+    for read in (artifact.verify, lambda: artifact.fetch(tmp_path / "scratch")):
+        with pytest.raises(InputError, match=named + " --input base=PATH$"):
+            read()
     assert not list((tmp_path / "scratch").rglob("er.txt")), "a damaged download must not be kept"
 
 
@@ -158,12 +160,12 @@ def test_killed_before_any_of_its_writes_a_publication_is_whole_or_absent(tmp_pa
             found = artifacts.find(spec.step, spec.digest)
             seen.add(found is not None)
             if found is not None:
-                found.verify(tmp_path)
+                found.verify()
                 assert sorted(found.manifest.files) == ["deep/er.txt", "top.txt"]
             if code == 0:
                 break
             assert code == -signal.SIGKILL
-            artifacts.publish(spec, output(tmp_path / f"again{die_before}"), {}).verify(tmp_path)
+            artifacts.publish(spec, output(tmp_path / f"again{die_before}"), {}).verify()
             assert len(open_store(url).list()) == 3, "nothing of the dead try is left"
         tries.stdin.close()
     assert code == 0 and die_before > 10 and seen == {True, False}
