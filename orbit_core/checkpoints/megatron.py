@@ -21,11 +21,13 @@ from torch import Tensor
 
 from orbit_core.checkpoints.architecture import Architecture
 from orbit_core.checkpoints.base import Checkpoint
+from orbit_core.checkpoints.files import read_json, regular_file
 from orbit_core.checkpoints.fusion import Fusion
 from orbit_core.checkpoints.hf import SHARD_BYTES, HFCheckpoint, HFWriter, copy_companions
 from orbit_core.checkpoints.layout import Chunk, MegatronTensor, plan, rows_of
 from orbit_core.checkpoints.quantization import precision_of
-from orbit_core.checkpoints.tensorfile import StoredTensor, TensorMeta, natural_order, read_json, regular_file
+from orbit_core.checkpoints.scheme import checked_block
+from orbit_core.checkpoints.tensorfile import StoredTensor, TensorMeta, natural_order
 from orbit_core.checkpoints.torch_dist import FILE_BYTES, dtype_from, meta_to_json, write_chunks
 from orbit_core.errors import InputError
 
@@ -123,7 +125,7 @@ class MegatronCheckpoint(Checkpoint):
             raise InputError(f"{where}: version", str(VERSION), repr(index.get("version")), "convert again")
         try:
             self.architecture = Architecture.from_json(index["architecture"], where)
-            self.quantization_config = index["quantization_config"]
+            self.quantization_config = checked_block(index["quantization_config"], where)
             self._chunks = {key: _chunks_from_json(self.directory, entry) for key, entry in index["tensors"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             fix = "convert again"

@@ -27,14 +27,17 @@ def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
 
 def read_prompts(path: Path) -> list[Prompt]:
     """Prompts in the order of the table. Raises InputError when the file is not a prompt table."""
+    fix = "run the data step again"
     try:
-        table = pq.read_table(path, columns=SCHEMA.names)
-    except (FileNotFoundError, pa.ArrowException) as error:
-        raise InputError(f"prompt table {path}", f"Parquet with columns {SCHEMA.names}", str(error)) from None
-    return [
-        Prompt(row["id"], json.loads(row["prompt"]), json.loads(row["label"]), json.loads(row["metadata"]))
-        for row in table.to_pylist()
-    ]
+        if not pq.read_schema(path).equals(SCHEMA):
+            raise ValueError(f"columns {pq.read_schema(path).names}")
+        return [
+            Prompt(row["id"], json.loads(row["prompt"]), json.loads(row["label"]), json.loads(row["metadata"]))
+            for row in pq.read_table(path).to_pylist()
+        ]
+    except (OSError, pa.ArrowException, ValueError, TypeError, RecursionError) as error:
+        found = f"{type(error).__name__}: {error}"[:300]
+        raise InputError(f"prompt table {path}", f"Parquet with columns {SCHEMA.names}", found, fix) from None
 
 
 def prompt_text(prompt: Prompt) -> str:

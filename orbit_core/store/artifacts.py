@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 import orbit_core
-from orbit_core.errors import OrbitError
+from orbit_core.errors import InputError, OrbitError
 from orbit_core.steps.contract import StepSpec, canonical_json
 from orbit_core.store.base import Store
 from orbit_core.store.digests import content_names, sha256_file
@@ -142,8 +142,11 @@ class ArtifactStore:
         if manifest.digest != digest:
             raise OrbitError(f"{_manifest_path(step, digest)}: expected digest {digest}, found {manifest.digest}")
         if manifest.schema_version > SCHEMA:
-            raise OrbitError(
-                f"artifact {step}/{digest[:16]}: schema version {manifest.schema_version}, this Orbit reads {SCHEMA}"
+            raise InputError(
+                f"artifact {step}/{digest[:16]}",
+                f"schema version {SCHEMA} or lower, which this Orbit reads",
+                f"schema version {manifest.schema_version}",
+                "run with the Orbit that wrote it, or use another store",
             )
         return Artifact(self.store, manifest)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,12 +29,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from orbit_core.errors import InputError, OrbitError
+from orbit_core.errors import InputError
 from orbit_core.steps.contract import canonical_json
 from orbit_core.store.base import Store
 
 ROLLOUT_SCHEMA = 1
 COMMIT_KEY = b"orbit.commit"
+_RESTORE = "restore the file; its bytes are not those that were committed"
 
 _INT32, _FLOAT32 = pa.list_(pa.int32()), pa.list_(pa.float32())
 SCHEMA = pa.schema(
@@ -141,15 +143,11 @@ class RolloutReader:
         try:
             metadata = _footer(self.store, path)
         except FileNotFoundError:
-            raise InputError(
-                f"run {self.run}", f"step {step} committed", f"last committed step: {self.last_step()}"
-            ) from None
-        if COMMIT_KEY not in metadata:
-            raise OrbitError(f"{path}: expected {COMMIT_KEY.decode()} in the footer, found {sorted(metadata)}")
-        commit = Commit.model_validate_json(metadata[COMMIT_KEY])
-        if commit.schema_version > ROLLOUT_SCHEMA:
-            raise OrbitError(f"{path}: schema version {commit.schema_version}, this Orbit reads up to {ROLLOUT_SCHEMA}")
-        return commit
+            found = f"last committed step: {self.last_step()}"
+            raise InputError(f"run {self.run}", f"step {step} committed", found, "name an earlier step") from None
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(path, "a whole Parquet file", str(error)[:300], _RESTORE) from None
+        return _commit_in(metadata, path)
 
     def commits(self) -> Iterator[Commit]:
         """All commits in order; only footers are read."""
@@ -165,10 +163,27 @@ class RolloutReader:
     def rows(self, step: int) -> pa.Table:
         """All rows of a step, group by group. Raises InputError when the step is not committed."""
         self.commit(step)
-        return pq.read_table(io.BytesIO(self.store.read(rollouts_path(self.run, step))))
+        path = rollouts_path(self.run, step)
+        try:
+            return pq.read_table(io.BytesIO(self.store.read(path)))
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(path, "a whole Parquet file", str(error)[:300], _RESTORE) from None
 
     def _exists(self, step: int) -> bool:
         return self.store.exists(rollouts_path(self.run, step))
+
+
+def _commit_in(metadata: dict[bytes, bytes], path: str) -> Commit:
+    fix = f"this Orbit reads schema versions up to {ROLLOUT_SCHEMA}: read it with the one that wrote it"
+    try:
+        content = json.loads(metadata[COMMIT_KEY])
+        version = content["schema_version"]
+        if version not in range(1, ROLLOUT_SCHEMA + 1):
+            raise InputError(path, f"schema version {ROLLOUT_SCHEMA}", f"schema version {version}"[:80], fix)
+        return Commit.model_validate(content)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        found = f"{type(error).__name__}: {error}"[:300]
+        raise InputError(path, f"a commit in the footer, under {COMMIT_KEY.decode()}", found, _RESTORE) from None
 
 
 def list_runs(store: Store) -> list[str]:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from orbit_core.adapters.layout import AdapterLayout, published
 from orbit_core.adapters.operands import Operand
+from orbit_core.checkpoints.files import read_json
 from orbit_core.checkpoints.megatron import MegatronCheckpoint
-from orbit_core.checkpoints.tensorfile import read_json
 from orbit_core.errors import InputError, OrbitError
 from orbit_core.modeling.loading import load_model
 from orbit_core.modeling.model import PackedModel
