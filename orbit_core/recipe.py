@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from orbit_core.errors import InputError
+from orbit_core.secrets import refuse_secrets
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -286,6 +287,12 @@ class Recipe(Section):
     publication: Publication = Publication()
     executor: Literal["local", "kubernetes"] = "local"
     resources: dict[str, Resources] = Field(default_factory=dict, description="by step name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_secrets(cls, given: Any) -> Any:
+        refuse_secrets(given, "recipe")
+        return given
 
     @field_validator("resources")
     @classmethod

@@ -46,6 +46,10 @@ class Inventory:
 
     def check_complete(self) -> None:
         """Raises InputError naming the first tensor that never came."""
+        experts = self.architecture.experts
+        if experts and not any(name.endswith(".mlp.gate.weight") for name in self._seen):
+            found = f"num_experts {experts}, and no layer with experts"
+            raise InputError(f"{self.where}: num_experts", "experts in at least one layer", found, _FETCH)
         missing = [name for name in self._required() if name not in self._seen]
         if missing:
             found = "missing" + (f", and {len(missing) - 1} more" if len(missing) > 1 else "")

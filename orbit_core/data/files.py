@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orbit_core.errors import InputError
 from orbit_core.rl.types import Prompt
+from orbit_core.store.parquet import damage_refused
 
 FIELDS = ("id", "prompt", "label", "metadata")
 BATCH = 64  # rows of a Parquet file that are Python objects at once
@@ -63,22 +63,16 @@ def _parquet_rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:
     number, unpacked = 0, 0
     size = path.stat().st_size
     room = max(SMALL, UNPACKED * size)
-    try:
-        with pq.ParquetFile(path) as file:
-            _require_plausible(file.metadata, name, size)
-            for batch in file.iter_batches(batch_size=BATCH):
-                for row in batch.to_pylist():
-                    number += 1
-                    unpacked += len(repr(row))
-                    if unpacked > room:
-                        found = f"more than {room} bytes by row {number}"
-                        raise InputError(name, f"at most {UNPACKED} times its {size} bytes unpacked", found, _AS_JSONL)
-                    yield number, {key: value for key, value in row.items() if value is not None}
-    except InputError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError) as error:
-        found = f"{type(error).__name__} after row {number}: {error}"[:300]
-        raise InputError(name, "a Parquet file", found, "write the file again") from None
+    with damage_refused(name, "a Parquet file", "write the file again"), pq.ParquetFile(path) as file:
+        _require_plausible(file.metadata, name, size)
+        for batch in file.iter_batches(batch_size=BATCH):
+            for row in batch.to_pylist():
+                number += 1
+                unpacked += len(repr(row))
+                if unpacked > room:
+                    found = f"more than {room} bytes by row {number}"
+                    raise InputError(name, f"at most {UNPACKED} times its {size} bytes unpacked", found, _AS_JSONL)
+                yield number, {key: value for key, value in row.items() if value is not None}
 
 
 def _require_plausible(metadata: pq.FileMetaData, name: str, size: int) -> None:

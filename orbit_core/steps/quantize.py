@@ -36,12 +36,9 @@ def run(context: StepContext) -> dict[str, Any]:
     base = HFCheckpoint(context.inputs["base"])
     check_companions(base)
     report = reporter(context)
-    inventory = Inventory(base.architecture, f"base {base.directory}", len(base.metas))
     if lies_in(base, precision):
-        return _take(base, inventory, context.output, precision, report)
-    for name, where in published(base):
-        inventory.take(name, _shape_of(base, where))
-    inventory.check_complete()
+        return _take(base, context.output, precision, report)
+    take_stock(base)
     return quantize_checkpoint(base, context.output, precision, report)
 
 
@@ -53,6 +50,18 @@ def check_companions(base: HFCheckpoint) -> None:
             regular_file(base.directory, name)
     load_tokenizer(base.directory)
     stop_ids(base.directory)
+
+
+def take_stock(base: HFCheckpoint) -> None:
+    """Whether an unquantised base has the tensors that its config implies. Raises InputError naming the first."""
+    inventory = _inventory(base)
+    for name, where in published(base):
+        inventory.take(name, _shape_of(base, where))
+    inventory.check_complete()
+
+
+def _inventory(base: HFCheckpoint) -> Inventory:
+    return Inventory(base.architecture, f"base {base.directory}", len(base.metas))
 
 
 def _shape_of(base: HFCheckpoint, where: Source) -> tuple[int, ...]:
@@ -101,15 +110,11 @@ def lies_in(base: HFCheckpoint, precision: Precision) -> bool:
 
 
 def _take(
-    base: HFCheckpoint,
-    inventory: Inventory,
-    output: Path,
-    precision: Precision,
-    report: Callable[[int, int, str], None],
+    base: HFCheckpoint, output: Path, precision: Precision, report: Callable[[int, int, str], None]
 ) -> dict[str, Any]:
     """Check every weight, then copy the files byte for byte. Copies, not links: an artifact must not change when
     somebody rewrites the base in place."""
-    linears = base.linears()
+    linears, inventory = base.linears(), _inventory(base)
     quantized = 0
     for done, module in enumerate(linears):
         report(done, len(linears), module)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 import orbit_core
 from orbit_core.errors import InputError, OrbitError
@@ -139,6 +139,9 @@ class ArtifactStore:
             manifest = Manifest.model_validate_json(self.store.read(_manifest_path(step, digest)))
         except FileNotFoundError:
             return None
+        except ValidationError as error:
+            where, found = self.store.url_of(_manifest_path(step, digest)), str(error)[:300]
+            raise InputError(where, "the manifest of an artifact", found, "remove it and run the step again") from None
         if manifest.digest != digest:
             raise OrbitError(f"{_manifest_path(step, digest)}: expected digest {digest}, found {manifest.digest}")
         if manifest.schema_version > SCHEMA:

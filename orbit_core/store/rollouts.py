@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict
 from orbit_core.errors import InputError
 from orbit_core.steps.contract import canonical_json
 from orbit_core.store.base import Store
+from orbit_core.store.parquet import damage_refused
 
 ROLLOUT_SCHEMA = 1
 COMMIT_KEY = b"orbit.commit"
@@ -141,12 +142,11 @@ class RolloutReader:
         """The commit of a step, read from the file's footer. Raises InputError when the step is not committed."""
         path = rollouts_path(self.run, step)
         try:
-            metadata = _footer(self.store, path)
+            with damage_refused(path, "a whole Parquet file", _RESTORE):
+                metadata = _footer(self.store, path)
         except FileNotFoundError:
             found = f"last committed step: {self.last_step()}"
             raise InputError(f"run {self.run}", f"step {step} committed", found, "name an earlier step") from None
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(path, "a whole Parquet file", str(error)[:300], _RESTORE) from None
         return _commit_in(metadata, path)
 
     def commits(self) -> Iterator[Commit]:
@@ -164,10 +164,8 @@ class RolloutReader:
         """All rows of a step, group by group. Raises InputError when the step is not committed."""
         self.commit(step)
         path = rollouts_path(self.run, step)
-        try:
+        with damage_refused(path, "a whole Parquet file", _RESTORE):
             return pq.read_table(io.BytesIO(self.store.read(path)))
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(path, "a whole Parquet file", str(error)[:300], _RESTORE) from None
 
     def _exists(self, step: int) -> bool:
         return self.store.exists(rollouts_path(self.run, step))

@@ -46,6 +46,20 @@ def test_a_damaged_base_ends_the_command_with_42(world: World, recipe: Path, tmp
 
 
 @pytest.mark.parametrize(
+    "setting",
+    [
+        "data.path=https://me:hunter2@host/rows.jsonl",
+        "data.path=https://host/rows.jsonl?X-Amz-Credential=a&X-Amz-Signature=hunter2",
+        "warm_start=s3://key:hunter2@bucket/adapter",
+    ],
+)
+def test_a_secret_in_a_recipe_is_refused_before_prefect_hears_of_it(recipe: Path, tmp_path: Path, setting: str) -> None:
+    ran = orbit("run", str(recipe), "--set", setting, "--verbose", cwd=tmp_path)
+    refused(ran, setting.split("=")[0], "expected: no credentials", "what to do: give a plain path")
+    assert "hunter2" not in ran.stderr + ran.stdout and not (tmp_path / ".orbit").exists()
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"algoritm": {"steps": 3}}, ["algoritm", "did you mean 'algorithm'?"]),
