@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -94,7 +95,6 @@ def test_no_secret_reaches_prefect(
     from prefect import flow
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
-    from prefect.logging.handlers import APILogHandler
     from prefect.runtime import flow_run
 
     from tasks import steps
@@ -109,10 +109,12 @@ def test_no_secret_reaches_prefect(
 
     with pytest.raises(InputError):
         pipeline(str(tmp_path / "store"))
-    APILogHandler.flush()
+    for handler in logging.getLogger("prefect.flow_runs").handlers:
+        handler.flush()
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(ids[0])
         logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=ids)))
+    assert any("***@host" in log.message for log in logs), "the canary has sung"
     said = [run.model_dump_json(), *(log.message for log in logs)]
     said += [each.model_dump_json() for each in artifacts_on_the_dashboard(ids[0]).values()]
     assert "403 for ***" in run.model_dump_json()
