@@ -16,6 +16,7 @@ from rich.text import Text
 
 from orbit_core.errors import ExitCode, Interrupted, OrbitError
 from orbit_core.recipe import Recipe
+from orbit_core.secrets import masked
 from orbit_core.store import open_store
 
 
@@ -76,5 +77,5 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 
 def _stop(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
-    Console(stderr=True).print(Text(message, style="red"), soft_wrap=True)
+    Console(stderr=True).print(Text(masked(message), style="red"), soft_wrap=True)
     raise typer.Exit(int(code))

@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from orbit_core.errors import ExitCode, InputError, Interrupted, OrbitError
 from orbit_core.executors.lifetime import die_with
+from orbit_core.secrets import MaskingFormatter, masked, masked_all
 from orbit_core.steps.contract import StepSpec
 from orbit_core.steps.runner import PACKAGE, Holder, run_step
 from orbit_core.steps.staging import stage_inputs
@@ -41,7 +42,7 @@ class Events:
         self._lock = threading.Lock()
 
     def emit(self, event: str, /, **values: Any) -> None:
-        line = json.dumps({"orbit": event, **values}, ensure_ascii=False, default=str) + "\n"
+        line = json.dumps({"orbit": event, **masked_all(values)}, ensure_ascii=False, default=str) + "\n"
         with self._lock:
             if self._channel is None:
                 return
@@ -83,7 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "step" and options.parent is not None and not die_with(options.parent):
         return ExitCode.RESUMABLE  # what is published is whole at any instant: nothing is lost
     events, stop = Events(), StopRequest()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for talkative in ("botocore", "aiobotocore"):  # these say where the credentials are, at every start
         logging.getLogger(talkative).setLevel(logging.WARNING)
     try:
@@ -96,13 +99,13 @@ def main(arguments: list[str] | None = None) -> int:
             run_step(spec, events.emit, stop, options.scratch, options.package, holder)
         return ExitCode.DONE
     except OrbitError as error:
-        print(error, file=sys.stderr)
+        print(masked(str(error)), file=sys.stderr)
         names = ("what", "expected", "found", "fix") if isinstance(error, InputError) else ()
         details = {name: getattr(error, name) for name in names}
         events.emit("error", kind=type(error).__name__, message=str(error), **details)
         return error.exit_code
     except Exception as error:
-        traceback.print_exc()
+        print(masked(traceback.format_exc()), end="", file=sys.stderr)
         events.emit("error", kind=type(error).__name__, message=f"{type(error).__name__}: {error}")
         return 1
 
@@ -129,11 +132,15 @@ def _load_spec(file: Path) -> StepSpec:
     try:
         return StepSpec.model_validate_json(file.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"spec {file}", "a JSON file", "no such file") from None
+        raise InputError(f"spec {file}", "a JSON file", "no such file", "check --spec") from None
     except ValidationError as error:
-        raise InputError(f"spec {file}", "a StepSpec in JSON", str(error)) from None
+        raise InputError(
+            f"spec {file}", "a StepSpec in JSON", str(error), "plan and run with the same version of Orbit"
+        ) from None
 
 
 def _check_name(name: str, spec: StepSpec, file: Path) -> None:
     if spec.step != name:
-        raise InputError(f"spec {file}", f"a spec of step {name}", f"one of step {spec.step}")
+        raise InputError(
+            f"spec {file}", f"a spec of step {name}", f"one of step {spec.step}", "give the step of the spec"
+        )

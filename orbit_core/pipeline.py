@@ -56,9 +56,15 @@ def plan(recipe: Recipe, store: str, warm_start: InputRef | None = None) -> dict
     quantized = add("quantize", {"precision": recipe.precision}, base=base)
     converted = add("convert", {}, quantized=quantized)
     engines = {"adapter": recipe.adapter, "engines": recipe.engines, "seed": recipe.seed}
+    limit = recipe.model.context_length if isinstance(recipe.model, LocalModel) else None
     preflight = add(
         "preflight",
-        {**engines, "preflight": recipe.preflight, "sampling": recipe.algorithm.sampling},
+        {
+            **engines,
+            "preflight": recipe.preflight,
+            "sampling": recipe.algorithm.sampling,
+            **({"context_length": limit} if limit else {}),
+        },
         quantized=quantized,
         converted=converted,
         data=data,

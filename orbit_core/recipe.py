@@ -15,11 +15,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from orbit_core.errors import InputError
+from orbit_core.secrets import refuse_secrets
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 
 
+MOST_SAID = 10  # wrong fields that are listed
 GROUP_SIZES = {"int4": (32, 128), "fp8": (128,), "nvfp4": (16,), "mxfp4": (32,), "bf16": ()}
 
 
@@ -286,6 +288,12 @@ class Recipe(Section):
     executor: Literal["local", "kubernetes"] = "local"
     resources: dict[str, Resources] = Field(default_factory=dict, description="by step name")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_secrets(cls, given: Any) -> Any:
+        refuse_secrets(given, "recipe")
+        return given
+
     @field_validator("resources")
     @classmethod
     def _known_steps(cls, resources: dict[str, Resources]) -> dict[str, Resources]:
@@ -306,13 +314,17 @@ class Recipe(Section):
         except FileNotFoundError:
             raise InputError(f"recipe {path}", "a YAML file", "no such file", "check the path") from None
         except UnicodeDecodeError as error:
-            raise InputError(f"recipe {path}", "UTF-8 text", f"byte {error.start} is not") from None
+            raise InputError(f"recipe {path}", "UTF-8 text", f"byte {error.start} is not", "save as UTF-8") from None
         try:
             content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"recipe {path}", "YAML", str(error)) from None
+        except (
+            yaml.YAMLError,
+            ValueError,
+            RecursionError,
+        ) as error:  # dates and numbers are checked while they are read
+            raise InputError(f"recipe {path}", "YAML", str(error)[:500], "mend the line") from None
         if not isinstance(content, dict):
-            raise InputError(f"recipe {path}", "a mapping of fields", type(content).__name__)
+            raise InputError(f"recipe {path}", "a mapping of fields", type(content).__name__, "see flows/recipes")
         for dotted, value in (overrides or {}).items():
             _assign(content, dotted, value)
         return cls.parse(content, source=str(path))
@@ -323,7 +335,8 @@ class Recipe(Section):
             return cls.model_validate(content)
         except ValidationError as error:
             lines = [_explain(cls, item) for item in error.errors(include_url=False)]
-            raise InputError(f"{source}: {len(lines)} field(s) are wrong\n  " + "\n  ".join(lines)) from None
+            found = f"{len(lines)} wrong field(s)\n    " + "\n    ".join(lines[:MOST_SAID])
+            raise InputError(source, "a recipe of known fields and allowed values", found, "mend them") from None
 
 
 def _assign(content: dict[str, Any], dotted: str, value: Any) -> None:
@@ -331,21 +344,26 @@ def _assign(content: dict[str, Any], dotted: str, value: Any) -> None:
     for key in parents:
         content = content.setdefault(key, {})
         if not isinstance(content, dict):
-            raise InputError(f"override {dotted}", f"{key} to be a section", repr(content))
+            raise InputError(f"override {dotted}", f"{key} to be a section", _short(content), "name one of its fields")
     content[last] = value
 
 
 def _explain(root: type[BaseModel], item: Any) -> str:
     """One line for one pydantic error: field, what was found, what is allowed, the nearest known name."""
     location = [str(part) for part in item["loc"]]
-    field = ".".join(location)
+    field = ".".join(location)[:200]
     if item["type"] == "extra_forbidden":
         known = _fields_at(root, location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(sorted(known))}"
         return f"{field}: unknown field; {hint}"
-    found = "" if item["type"] == "missing" else f", found {item['input']!r}"
+    found = "" if item["type"] == "missing" else f", found {_short(item['input'])}"
     return f"{field}: {item['msg']}{found}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:

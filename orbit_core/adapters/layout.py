@@ -22,6 +22,7 @@ from orbit_core.errors import InputError
 from orbit_core.recipe import OFT, Adapter
 
 PUBLICATION_DTYPE = torch.bfloat16
+_OTHER = "give an adapter of this model, block size or rank, and targets"
 
 __all__ = ["PUBLICATION_DTYPE", "AdapterLayout", "method_of", "published", "random_adapter"]
 
@@ -88,9 +89,11 @@ class AdapterLayout:
         """Raises InputError unless `tensors` are exactly this adapter's, by name and shape."""
         expected = self.shapes()
         if unknown := sorted(set(tensors) - set(expected)):
-            raise InputError(f"{what}: {len(unknown)} unknown tensor(s)", _some(expected), _some(unknown))
+            raise InputError(f"{what}: {len(unknown)} unknown tensor(s)", _some(expected), _some(unknown), _OTHER)
         if missing := sorted(set(expected) - set(tensors)):
-            raise InputError(f"{what}: {len(missing)} missing tensor(s)", _some(missing), "nothing of these names")
+            raise InputError(
+                f"{what}: {len(missing)} missing tensor(s)", _some(missing), "nothing of these names", _OTHER
+            )
         for name, shape in expected.items():
             found = tensors[name]
             if tuple(found.shape) != shape:
@@ -98,9 +101,11 @@ class AdapterLayout:
                     f"{what}: {name}", f"shape {shape}", f"{tuple(found.shape)}", "block size or rank differ?"
                 )
             if not found.is_floating_point():
-                raise InputError(f"{what}: {name}", "floating point", str(found.dtype))
+                raise InputError(f"{what}: {name}", "floating point", str(found.dtype), _OTHER)
             if not bool(torch.isfinite(found).all()):
-                raise InputError(f"{what}: {name}", "finite numbers", "NaN or infinity")
+                raise InputError(
+                    f"{what}: {name}", "finite numbers", "NaN or infinity", "give an adapter that is whole"
+                )
 
 
 def random_adapter(like: Mapping[str, Tensor], seed: int, scale: float = 0.1) -> dict[str, Tensor]:

@@ -88,7 +88,12 @@ class Merger:
                 found = self.tensors.get(site.peft_name(suffix))
                 if found is None or tuple(found.shape) != shape:
                     size = "nothing" if found is None else str(tuple(found.shape))
-                    raise InputError(f"adapter tensor {site.peft_name(suffix)}", f"shape {shape}", size)
+                    raise InputError(
+                        f"adapter tensor {site.peft_name(suffix)}",
+                        f"shape {shape}",
+                        size,
+                        "give the adapter of this model",
+                    )
             if shapes:
                 self._unused -= {site.peft_name(suffix) for suffix in shapes}
                 return {suffix: published(self.tensors[site.peft_name(suffix)]).double() for suffix in shapes}

@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import safe_open
 from torch import Tensor
 
 from orbit_core.adapters.digest import tensors_digest
 from orbit_core.adapters.layout import published
 from orbit_core.adapters.sites import PREFIX
+from orbit_core.checkpoints.files import read_json
+from orbit_core.checkpoints.tensorfile import SafetensorsWriter, TensorMeta, read_safetensors
 from orbit_core.errors import InputError
 from orbit_core.recipe import OFT, Adapter, LoRA
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE_KEY = "orbit.base"  # in the metadata of WEIGHTS: digest of the frozen base
+_AS_PEFT = "give a directory as PEFT saves it"
 _SHARED = re.compile(r"\.experts\.[a-z_]+\.oft_R\.")  # no expert number: one rotation for all of a layer
 PEFT_VERSION = "0.18.0"  # the first with this series; PEFT warns about older or missing versions
 
@@ -82,25 +85,53 @@ def adapter_config(adapter: Adapter, base: str | None = None) -> dict[str, Any]:
 
 
 def save_adapter(
-    directory: str | Path, tensors: Mapping[str, Tensor], adapter: Adapter, base: str | None = None
+    directory: str | Path,
+    tensors: Mapping[str, Tensor],
+    adapter: Adapter,
+    base: str | None = None,
+    base_digest: str | None = None,
 ) -> str:
-    """Write a PEFT directory in the publication dtype (BF16); returns the digest of the tensors as written."""
+    """Write a PEFT directory in the publication dtype (BF16); returns the digest of the tensors as written.
+
+    `base` is the model's name for people; `base_digest` says which frozen base, so that no other is taken for it.
+    """
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     rounded = {name: published(tensor).cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    (target / WEIGHTS).write_bytes(save(rounded, metadata={"format": "pt"}))  # save_file would make it private
+    metadata = {"format": "pt"} | ({BASE_KEY: base_digest} if base_digest else {})
+    (target / WEIGHTS).unlink(missing_ok=True)
+    plan = {name: TensorMeta.of(tensor) for name, tensor in rounded.items()}
+    writer = SafetensorsWriter(target / WEIGHTS, plan, metadata)  # the library orders metadata by chance
+    for name, tensor in rounded.items():
+        writer.append(name, tensor)
+    writer.close()
     text = json.dumps(adapter_config(adapter, base), indent=2, sort_keys=True)
     (target / CONFIG).write_text(text + "\n", encoding="utf-8")
     return tensors_digest(rounded)
 
 
-def load_adapter(directory: str | Path, adapter: Adapter) -> dict[str, Tensor]:
+def load_adapter(directory: str | Path, adapter: Adapter, base_digest: str | None = None) -> dict[str, Tensor]:
     """Tensors as stored (PEFT names). Raises InputError as `read_adapter` does, and unless they are of the kind, size
-    and targets of `adapter`."""
+    and targets of `adapter`, and not known to be of another base than `base_digest` (an adapter that says nothing of
+    its base, because another tool wrote it, is taken)."""
     tensors, found = read_adapter(directory)
     if _identity(found) != _identity(adapter):
-        raise InputError(f"adapter directory {directory}", str(_identity(adapter)), str(_identity(found)))
+        fix = "give an adapter of this kind and size, or change the recipe's adapter"
+        raise InputError(f"adapter directory {directory}", str(_identity(adapter)), str(_identity(found)), fix)
+    made_for = _base_of(Path(directory) / WEIGHTS)
+    if base_digest and made_for and made_for != base_digest:
+        raise InputError(
+            f"adapter directory {directory}",
+            f"an adapter of base {base_digest[:16]}, which this run trains",
+            f"one of base {made_for[:16]}",
+            "give an adapter that was trained on this base in this precision, or start without warm_start",
+        )
     return tensors
+
+
+def _base_of(weights: Path) -> str | None:
+    with safe_open(weights, "pt") as file:
+        return (file.metadata() or {}).get(BASE_KEY)
 
 
 def read_adapter(directory: str | Path) -> tuple[dict[str, Tensor], Adapter]:
@@ -113,44 +144,39 @@ def read_adapter(directory: str | Path) -> tuple[dict[str, Tensor], Adapter]:
     for name in (CONFIG, WEIGHTS):
         if not (source / name).is_file():
             raise InputError(f"adapter directory {source}", name, "no such file", "pickled adapters are not loaded")
-    try:
-        config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{source / CONFIG}", "JSON", str(error)) from None
-    if not isinstance(config, dict):
-        raise InputError(f"{source / CONFIG}", "a JSON object", type(config).__name__)
-    try:
-        tensors = load_file(source / WEIGHTS)
-    except SafetensorError as error:
-        raise InputError(f"{source / WEIGHTS}", "a safetensors file", str(error)) from None
+    config = read_json(source, CONFIG)
+    tensors = {name: stored.read() for name, stored in read_safetensors(source, WEIGHTS).items()}
     adapter = _read_config(config, str(source / CONFIG), shared=any(_SHARED.search(name) for name in tensors))
     suffixes = ("oft_R.weight",) if isinstance(adapter, OFT) else ("lora_A.weight", "lora_B.weight")
     odd = [name for name in tensors if not (name.startswith(PREFIX) and name.endswith(suffixes))]
     if odd or not tensors:
-        raise InputError(f"{source / WEIGHTS}", f"tensors {PREFIX}<module>.{suffixes[0]}", f"{odd[:3] or 'none'}")
+        found = f"{odd[:3] or 'none'}"[:300]
+        raise InputError(f"{source / WEIGHTS}", f"tensors {PREFIX}<module>.{suffixes[0]}", found, _AS_PEFT)
     return tensors, adapter
 
 
 def _read_config(config: Mapping[str, Any], what: str, shared: bool) -> Adapter:
     kind = str(config.get("peft_type", "")).upper()
     if kind not in ("OFT", "LORA"):
-        raise InputError(f"{what}: peft_type", "OFT or LORA", repr(config.get("peft_type")))
+        raise InputError(f"{what}: peft_type", "OFT or LORA", repr(config.get("peft_type"))[:80], _AS_PEFT)
     for field, wanted in _MEANING.items():
         found = config.get(field, _PEFT_DEFAULTS.get(field, wanted))
         if found != wanted:
             raise InputError(
-                f"{what}: {field}", repr(wanted), repr(found), "another convention computes another function"
+                f"{what}: {field}", repr(wanted), repr(found)[:80], "another convention computes another function"
             )
     for field, value in config.items():
         if field not in _HARMLESS and field not in _MEANING and value:
-            raise InputError(f"{what}: {field}", "unset", repr(value), "this changes the function; it is not computed")
+            raise InputError(
+                f"{what}: {field}", "unset", repr(value)[:80], "this changes the function; it is not computed"
+            )
     targets = config.get("target_modules")
-    if not isinstance(targets, list) or not targets:
-        raise InputError(f"{what}: target_modules", "a list of module names", repr(targets))
+    if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
+        raise InputError(f"{what}: target_modules", "a list of module names", repr(targets)[:80], _AS_PEFT)
     try:
         if kind == "OFT":
             if config.get("r"):
-                raise InputError(f"{what}: r", "0, with oft_block_size set", repr(config["r"]))
+                raise InputError(f"{what}: r", "0, with oft_block_size set", repr(config["r"])[:80], _AS_PEFT)
             return OFT(
                 block_size=config.get("oft_block_size", 32), targets=tuple(sorted(targets)), share_experts=shared
             )
@@ -158,7 +184,7 @@ def _read_config(config: Mapping[str, Any], what: str, shared: bool) -> Adapter:
         return LoRA(rank=rank, alpha=config.get("lora_alpha", 8), targets=tuple(sorted(targets)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise InputError(f"{what}: {first['loc'][0]}", first["msg"], repr(first["input"])) from None
+        raise InputError(f"{what}: {first['loc'][0]}", first["msg"], repr(first["input"])[:80], _AS_PEFT) from None
 
 
 def _identity(adapter: Adapter) -> dict[str, Any]:

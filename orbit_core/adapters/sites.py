@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,10 @@ def choose_sites(
     idle = [target for target in targets if not any(_matches(name, target) for name in linears)]
     if idle or not targets:
         known = sorted({name.rsplit(".", 1)[-1] for name in linears})
-        raise InputError("adapter targets", f"names among {', '.join(known)}", f"no module for {idle or 'no target'}")
+        found = f"no module for {', '.join(idle) or 'no target'}"
+        near = [match for target in idle for match in difflib.get_close_matches(target, known, n=1)]
+        fix = f"did you mean {' or '.join(near)}?" if near else "mend adapter.targets"
+        raise InputError("adapter.targets", f"names among {', '.join(known)}", found, fix)
     grouped: dict[str, Site] = {}
     for name, (width, out) in linears.items():
         if not any(_matches(name, target) for target in targets):
@@ -45,7 +49,8 @@ def choose_sites(
         site_name = f"{shared[1]}.{shared[3]}" if shared else name
         before = grouped.get(site_name)
         if before is not None and (before.in_features, before.out_features) != (width, out):
-            raise InputError(f"shared adapter {site_name}", "experts of one shape", f"{name} is {(width, out)}")
+            fix = "set adapter.share_experts to false"
+            raise InputError(f"shared adapter {site_name}", "experts of one shape", f"{name} is {(width, out)}", fix)
         grouped[site_name] = Site(site_name, width, out, (*(before.modules if before else ()), name))
     return tuple(grouped.values())
 

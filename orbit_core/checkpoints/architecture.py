@@ -9,6 +9,18 @@ from typing import Any
 from orbit_core.errors import InputError
 
 SUPPORTED = ("qwen3", "qwen3_moe", "llama")
+_LARGEST = 2**31 - 1
+_FETCH = "fetch the model's config.json again"
+_AGAIN = "convert again"
+_OTHER = "give a model of one of these types"
+
+
+def refuse_code(config: Mapping[str, Any], source: str = "config.json") -> None:
+    """Raises InputError when a config names Python code that lies beside it."""
+    if config.get("auto_map"):
+        found = str(config["auto_map"])[:200]
+        fix = "remove auto_map, if the model type is computed here without it"
+        raise InputError(f"{source}: auto_map", "none: no code of a checkpoint is run", found, fix)
 
 
 @dataclass(frozen=True)
@@ -32,19 +44,21 @@ class Architecture:
         """Raises InputError for a model type that is not supported or a size that is missing or impossible."""
         kind = config.get("model_type")
         if kind not in SUPPORTED:
-            raise InputError(f"{source}: model_type", f"one of {', '.join(SUPPORTED)}", repr(kind))
+            raise InputError(f"{source}: model_type", f"one of {', '.join(SUPPORTED)}", repr(kind), _OTHER)
 
         def size(name: str, default: int | None = None) -> int:
             value = config.get(name)
             value = default if value is None else value
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{source}: {name}", "a positive integer", repr(value))
+            if type(value) is not int or not 1 <= value <= _LARGEST:
+                raise InputError(f"{source}: {name}", f"an integer of 1 to {_LARGEST}", repr(value)[:80], _FETCH)
             return value
 
         hidden, heads = size("hidden_size"), size("num_attention_heads")
         groups = size("num_key_value_heads", heads)
         if heads % groups:
-            raise InputError(f"{source}: num_key_value_heads", f"a divisor of {heads} attention heads", str(groups))
+            raise InputError(
+                f"{source}: num_key_value_heads", f"a divisor of {heads} attention heads", str(groups), _FETCH
+            )
         moe = kind == "qwen3_moe"
         return cls(
             model_type=kind,
@@ -64,9 +78,14 @@ class Architecture:
     @classmethod
     def from_json(cls, content: Mapping[str, Any], source: str) -> Architecture:
         try:
-            return cls(**content)
+            found = cls(**content)
         except TypeError as error:
-            raise InputError(f"{source}: architecture", "the sizes that convert writes", str(error)) from None
+            raise InputError(f"{source}: architecture", "the sizes that convert writes", str(error), _AGAIN) from None
+        for name, value in asdict(found).items():
+            size = type(value) is int and 0 <= value <= _LARGEST
+            if not {"model_type": value in SUPPORTED, "tied": type(value) is bool}.get(name, size):
+                raise InputError(f"{source}: architecture", f"{name} as convert writes it", repr(value)[:80], _AGAIN)
+        return found
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

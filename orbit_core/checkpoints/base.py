@@ -24,6 +24,7 @@ from orbit_core.errors import InputError
 from orbit_core.recipe import ATTENTION, MLP
 
 LINEARS = frozenset(ATTENTION + MLP)
+_FETCH = "fetch the model again, or give the unquantised one"
 _PLAIN_SUFFIXES = frozenset({"bias"})
 
 
@@ -91,19 +92,24 @@ class Checkpoint(ABC):
         for rows, columns in sorted(declared):
             if grid == (-(-out // rows), -(-width // columns)):
                 return rows
-        raise InputError(f"tensor {module}.{suffix}", f"one scale per block of {sorted(declared)}", str(grid))
+        raise InputError(f"tensor {module}.{suffix}", f"one scale per block of {sorted(declared)}", str(grid), _FETCH)
 
     def _format(self, module: str, suffixes: list[str]) -> FormatSpec:
         name = self._detect(module, suffixes)
         if name is None:
-            raise InputError(f"module {module}", "the tensors of a known format", ", ".join(sorted(suffixes)))
+            found = ", ".join(sorted(suffixes))
+            raise InputError(f"module {module}", "the tensors of a known format", found, _FETCH)
         if name != "int4":
             return FormatSpec(name)
-        groups = self.metas[f"{module}.weight_scale"].shape[-1]
+        grid, shape = self.metas[f"{module}.weight_scale"].shape, self.metas[f"{module}.weight_shape"]
+        if shape.shape != (2,) or shape.dtype.is_floating_point:
+            raise InputError(f"tensor {module}.weight_shape", "two integers (out, in)", str(shape), _FETCH)
         width = int(self.tensor(f"{module}.weight_shape")[1])
-        if groups < 1 or width % groups:
-            raise InputError(f"module {module}", f"a group count that divides in_features {width}", str(groups))
-        return FormatSpec(name, width // groups)
+        if len(grid) != 2 or width < 1 or grid[1] < 1 or width % grid[1]:
+            raise InputError(
+                f"tensor {module}.weight_scale", f"a group count that divides in_features {width}", str(grid), _FETCH
+            )
+        return FormatSpec(name, width // grid[1])
 
     def _is_packed(self, module: str, suffixes: list[str]) -> bool:
         if module.rpartition(".")[2] in LINEARS:
@@ -114,14 +120,14 @@ class Checkpoint(ABC):
         try:
             return detect(suffixes)
         except FormatError as error:
-            raise InputError(f"module {module}", "a supported number format", str(error)) from None
+            raise InputError(f"module {module}", "a supported number format", str(error), _FETCH) from None
 
     def _read(self, module: str, suffixes: list[str]) -> PackedWeight:
         tensors = {suffix: self.tensor(_join(module, suffix)) for suffix in suffixes}
         try:
             return read(tensors, self.quantization_config)
         except FormatError as error:
-            fix = ""
+            fix = _FETCH
             if set(tensors) == {"weight"}:
                 fix = "the base is not BF16: run the quantize step on it (format bf16 only converts)"
             raise InputError(f"module {module}", "a weight in a known number format", str(error), fix) from None

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from orbit_core.checkpoints.architecture import Architecture
 from orbit_core.checkpoints.base import Checkpoint
+from orbit_core.checkpoints.files import read_json, regular_file
+from orbit_core.checkpoints.scheme import checked_block
 from orbit_core.checkpoints.tensorfile import (
     SafetensorsWriter,
     StoredTensor,
     TensorMeta,
     natural_order,
-    read_json,
     read_safetensors,
-    regular_file,
 )
 from orbit_core.errors import InputError
 
@@ -60,9 +60,9 @@ class HFCheckpoint(Checkpoint):
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         if not self.directory.is_dir():
-            raise InputError(f"model directory {directory}", "a directory", "nothing there", "check the path")
+            raise InputError(f"model directory {directory}", "a directory", "nothing there", "check model.path")
         if not (self.directory / "config.json").exists():
-            raise InputError(f"model directory {directory}", "config.json", "no such file")
+            raise InputError(f"model directory {directory}", "config.json", "no such file", "check model.path")
         self.config: dict[str, Any] = read_json(self.directory, "config.json")
         self.architecture = Architecture.from_config(self.config, str(self.directory / "config.json"))
         self.quantization_config = _quantization_config(self.config, self.directory)
@@ -87,7 +87,9 @@ class HFCheckpoint(Checkpoint):
 
     def _find(self, name: str) -> StoredTensor:
         if name not in self.stored:
-            raise InputError(f"{self.directory}: tensor {name}", "in the checkpoint", "missing")
+            raise InputError(
+                f"{self.directory}: tensor {name}", "in the checkpoint", "missing", "fetch the model again"
+            )
         return self.stored[name]
 
 
@@ -174,10 +176,9 @@ def _quantization_config(config: Mapping[str, Any], directory: Path) -> dict[str
     found = config.get("quantization_config") or config.get("compression_config")
     if found is None and (directory / "hf_quant_config.json").exists():
         found = read_json(directory, "hf_quant_config.json")
-        found = {"quant_method": "modelopt", **found.get("quantization", {})}
-    if found is not None and not isinstance(found, dict):
-        raise InputError(f"{directory / 'config.json'}: quantization_config", "an object", type(found).__name__)
-    return found
+        about = found.get("quantization", {})
+        found = {"quant_method": "modelopt", **about} if isinstance(about, dict) else about
+    return checked_block(found, str(directory / "config.json"))
 
 
 def _open_shards(directory: Path) -> dict[str, StoredTensor]:
@@ -187,22 +188,23 @@ def _open_shards(directory: Path) -> dict[str, StoredTensor]:
         return read_safetensors(directory, SINGLE)
     names = sorted(path.name for path in directory.iterdir())
     if any(name.endswith(".safetensors") for name in names):
-        raise InputError(f"model directory {directory}", f"{SINGLE} or {INDEX}", "shards without an index")
+        raise InputError(f"model directory {directory}", f"{SINGLE} or {INDEX}", "shards without an index", "fetch it")
     if any(name.endswith(_PICKLES) for name in names):
         fix = "convert the weights to safetensors; pickles are not loaded"
         raise InputError(f"model directory {directory}", "safetensors files", "only pickled weights", fix)
-    raise InputError(f"model directory {directory}", SINGLE, "no weights")
+    raise InputError(f"model directory {directory}", SINGLE, "no weights", "check model.path")
 
 
 def _open_index(directory: Path) -> dict[str, StoredTensor]:
     weight_map = read_json(directory, INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise InputError(f"{directory / INDEX}", "a weight_map of names to files", "none")
+        raise InputError(f"{directory / INDEX}", "a weight_map of names to files", "none", "fetch the index again")
     shards = {file: read_safetensors(directory, file) for file in sorted(set(weight_map.values()))}
     for file, tensors in shards.items():
         unlisted = [name for name in tensors if weight_map.get(name) != file]
         if unlisted:
-            raise InputError(f"{directory / file}: tensor {unlisted[0]}", "listed for this file in the index", "not so")
+            where = f"{directory / file}: tensor {unlisted[0]}"
+            raise InputError(where, "listed for this file in the index", "not so", "fetch the index again")
     for name, file in weight_map.items():
         if name not in shards[file]:
             raise InputError(f"{directory / INDEX}: tensor {name}", f"in {file}", "not there", "fetch the shard again")

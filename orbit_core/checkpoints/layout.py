@@ -119,10 +119,17 @@ def plan(
             taken.update(names)
     left = [name for name in metas if name not in taken]
     if left:
-        raise InputError(f"tensor {left[0]}", "a tensor that Megatron-Core has a place for", f"{len(left)} without one")
+        raise InputError(
+            f"tensor {left[0]}",
+            "a tensor that Megatron-Core has a place for",
+            f"{len(left)} without one",
+            "remove it from the checkpoint, or give a model without it",
+        )
     for key, tensor in tensors.items():
         if tensor.chunks[0].expert is not None and len(tensor.chunks) != architecture.experts:
-            raise InputError(f"{key}", f"{architecture.experts} experts", f"{len(tensor.chunks)}")
+            raise InputError(
+                f"{key}", f"{architecture.experts} experts", f"{len(tensor.chunks)}", "fetch the model again"
+            )
     return tensors
 
 
@@ -131,7 +138,7 @@ def _places(architecture: Architecture, stored: Mapping[str, list[str]]) -> Iter
         if source in stored:
             yield _Place(module, (source,))
         elif source != "lm_head" or not architecture.tied:
-            raise InputError(f"tensor {source}.weight", "in the checkpoint", "missing")
+            raise InputError(f"tensor {source}.weight", "in the checkpoint", "missing", "fetch the model again")
     for layer in range(architecture.layers):
         yield from _layer_places(architecture, stored, layer)
 
@@ -160,7 +167,7 @@ def _layer_places(architecture: Architecture, stored: Mapping[str, list[str]], l
 def _common_suffixes(place: _Place, stored: Mapping[str, list[str]]) -> list[str]:
     for source in place.sources:
         if source not in stored:
-            raise InputError(f"tensor {source}.weight", "in the checkpoint", "missing")
+            raise InputError(f"tensor {source}.weight", "in the checkpoint", "missing", "fetch the model again")
     first = sorted(stored[place.sources[0]])
     for source in place.sources[1:]:
         if sorted(stored[source]) != first:
@@ -179,7 +186,12 @@ def _chunk(
     parts = [metas[name] for name in names]
     for name, part in zip(names, parts, strict=True):
         if part.dtype != parts[0].dtype or part.shape[1:] != parts[0].shape[1:]:
-            raise InputError(f"tensor {name}", f"{parts[0].dtype} like {names[0]}", f"{part.dtype} {part.shape}")
+            raise InputError(
+                f"tensor {name}",
+                f"{parts[0].dtype} like {names[0]}",
+                f"{part.dtype} {part.shape}",
+                "fetch the model again",
+            )
     fusion = _fusion(place, suffix, names, metas, fp8_rows)
     return Chunk(names, fusion, fusion.fused_shape([part.shape for part in parts]), place.expert)
 
@@ -191,22 +203,36 @@ def _fusion(
         return Fusion("copy")
     if suffix in PER_TENSOR:
         if len({metas[name].shape for name in names}) > 1:
-            raise InputError(f"{place.module}.{suffix}", "equal shapes", str([metas[name].shape for name in names]))
+            raise InputError(
+                f"{place.module}.{suffix}",
+                "equal shapes",
+                str([metas[name].shape for name in names]),
+                "fetch the model again",
+            )
         return Fusion("stack")
     rows = tuple(_weight_rows(source, metas) for source in place.sources)
     uneven = [source for source, count in zip(place.sources, rows, strict=True) if count % place.groups]
     if uneven:
-        raise InputError(f"module {uneven[0]}", f"rows divisible by {place.groups} query groups", str(rows))
+        raise InputError(
+            f"module {uneven[0]}", f"rows divisible by {place.groups} query groups", str(rows), "fetch the model again"
+        )
     blocks = {fp8_rows[source] for source in place.sources if source in fp8_rows}
     if suffix == "weight_scale_inv" or (suffix == "weight_scale" and blocks):
         if len(blocks) != 1:
-            raise InputError(f"{place.module}: FP8 blocks", "one block size", str(sorted(blocks)))
+            raise InputError(
+                f"{place.module}: FP8 blocks", "one block size", str(sorted(blocks)), "give the unquantised model"
+            )
         (block,) = blocks
         return Fusion("blocks", place.groups, rows, block, grid_of(rows, place.groups, block))
     if suffix not in _PER_ROW or any(
         metas[name].shape[:1] != (count,) for name, count in zip(names, rows, strict=True)
     ):
-        raise InputError(f"tensor {names[0]}", "a tensor whose rows are the weight's", str(metas[names[0]].shape))
+        raise InputError(
+            f"tensor {names[0]}",
+            "a tensor whose rows are the weight's",
+            str(metas[names[0]].shape),
+            "fetch the model again",
+        )
     return Fusion("rows", place.groups, rows)
 
 
@@ -214,7 +240,7 @@ def _weight_rows(module: str, metas: Mapping[str, TensorMeta]) -> int:
     for suffix in ("weight_packed", "weight"):
         if f"{module}.{suffix}" in metas:
             return metas[f"{module}.{suffix}"].shape[0]
-    raise InputError(f"module {module}", "a weight", "none")
+    raise InputError(f"module {module}", "a weight", "none", "fetch the model again")
 
 
 def _add(
@@ -224,7 +250,9 @@ def _add(
     meta = TensorMeta(part.dtype, shape)
     tensor = tensors.setdefault(key, MegatronTensor(meta))
     if tensor.meta != meta:
-        raise InputError(f"{key}: {chunk.parts[0]}", f"{tensor.meta}, like the other experts", str(meta))
+        raise InputError(
+            f"{key}: {chunk.parts[0]}", f"{tensor.meta}, like the other experts", str(meta), "fetch the model again"
+        )
     tensor.chunks.append(chunk)
 
 

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from orbit_core.checkpoints.architecture import Architecture
 from orbit_core.checkpoints.base import Checkpoint
+from orbit_core.checkpoints.files import read_json, regular_file
 from orbit_core.checkpoints.fusion import Fusion
 from orbit_core.checkpoints.hf import SHARD_BYTES, HFCheckpoint, HFWriter, copy_companions
 from orbit_core.checkpoints.layout import Chunk, MegatronTensor, plan, rows_of
 from orbit_core.checkpoints.quantization import precision_of
-from orbit_core.checkpoints.tensorfile import StoredTensor, TensorMeta, natural_order, read_json, regular_file
+from orbit_core.checkpoints.scheme import checked_block
+from orbit_core.checkpoints.tensorfile import StoredTensor, TensorMeta, natural_order
 from orbit_core.checkpoints.torch_dist import FILE_BYTES, dtype_from, meta_to_json, write_chunks
 from orbit_core.errors import InputError
 
@@ -88,7 +90,12 @@ def to_hf(
     source, out, like = MegatronCheckpoint(megatron_dir), Path(out_dir), Path(like)
     wanted = Architecture.from_config(read_json(like, "config.json"), str(like / "config.json"))
     if wanted != source.architecture:
-        raise InputError(f"config of {like}", f"the model of {megatron_dir}: {source.architecture}", str(wanted))
+        raise InputError(
+            f"config of {like}",
+            f"the model of {megatron_dir}: {source.architecture}",
+            str(wanted),
+            "give the directory that was converted",
+        )
     with HFWriter(out, source.metas, max_shard_bytes) as writer:
         for done, name in enumerate(source.metas):
             progress(done, len(source.metas), name)
@@ -123,7 +130,7 @@ class MegatronCheckpoint(Checkpoint):
             raise InputError(f"{where}: version", str(VERSION), repr(index.get("version")), "convert again")
         try:
             self.architecture = Architecture.from_json(index["architecture"], where)
-            self.quantization_config = index["quantization_config"]
+            self.quantization_config = checked_block(index["quantization_config"], where)
             self._chunks = {key: _chunks_from_json(self.directory, entry) for key, entry in index["tensors"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             fix = "convert again"
@@ -134,7 +141,7 @@ class MegatronCheckpoint(Checkpoint):
             shapes = chunk.fusion.part_shapes(chunk.bytes.meta.shape, len(chunk.parts))
             for position, (name, shape) in enumerate(zip(chunk.parts, shapes, strict=True)):
                 if name in metas:
-                    raise InputError(where, f"each tensor once, also {name}", "twice")
+                    raise InputError(where, f"each tensor once, also {name}", "twice", "convert again")
                 metas[name] = TensorMeta(chunk.bytes.meta.dtype, shape)
                 self._home[name] = (chunk, position)
         self._metas = {name: metas[name] for name in natural_order(metas)}
@@ -150,7 +157,7 @@ class MegatronCheckpoint(Checkpoint):
     def tensor(self, name: str) -> Tensor:
         """One HF tensor; of the fused tensor that it is part of, only its own rows are read."""
         if name not in self._home:
-            raise InputError(f"{self.directory}: tensor {name}", "in the checkpoint", "missing")
+            raise InputError(f"{self.directory}: tensor {name}", "in the checkpoint", "missing", "convert again")
         chunk, position = self._home[name]
         if chunk.fusion.kind == "copy":
             return chunk.bytes.read()
@@ -169,7 +176,12 @@ def _check_linears(source: HFCheckpoint) -> dict[str, int]:
         weight = next(s for s in ("weight_packed", "weight") if f"{module}.{s}" in source.metas)
         meta = source.metas[f"{module}.{weight}"]
         if expected is not None and meta.shape[:1] != (expected,):
-            raise InputError(f"tensor {module}.{weight}", f"{expected} rows, as config.json says", str(meta.shape))
+            raise InputError(
+                f"tensor {module}.{weight}",
+                f"{expected} rows, as config.json says",
+                str(meta.shape),
+                "fetch the model again",
+            )
         if spec.name == "fp8":
             rows[module] = source.scale_rows(module)
     return rows

@@ -22,6 +22,7 @@ import torch
 from orbit_kernels import FormatError, FormatSpec
 
 from orbit_core.checkpoints.base import Checkpoint
+from orbit_core.checkpoints.scheme import GIVE
 from orbit_core.checkpoints.tensorfile import TensorMeta
 from orbit_core.errors import InputError
 
@@ -96,8 +97,8 @@ def declared(config: Mapping[str, Any] | None) -> Declared:
             formats = tuple(dict.fromkeys(_format(group.get("weights") or {}) for group in groups))
             return Declared(formats, tuple(config.get("ignore") or ()))
     except FormatError as error:
-        raise InputError("quantization_config", "a supported scheme", str(error)) from None
-    raise InputError("quantization_config: quant_method", "compressed-tensors, fp8 or modelopt", repr(method))
+        raise InputError("quantization_config", "a supported scheme", str(error), GIVE) from None
+    raise InputError("quantization_config: quant_method", "compressed-tensors, fp8 or modelopt", repr(method), GIVE)
 
 
 def precision_of(checkpoint: Checkpoint) -> tuple[dict[str, FormatSpec], tuple[str, ...]]:
@@ -111,9 +112,8 @@ def precision_of(checkpoint: Checkpoint) -> tuple[dict[str, FormatSpec], tuple[s
     known = {spec.name for spec in said.formats} | {"bf16"}
     for module, spec in formats.items():
         if spec.name not in known:
-            raise InputError(
-                f"module {module}", f"{' or '.join(sorted(known))}, as quantization_config says", spec.name
-            )
+            expected = f"{' or '.join(sorted(known))}, as quantization_config says"
+            raise InputError(f"module {module}", expected, spec.name, "fetch the model again: its parts do not agree")
     return formats, said.ignore
 
 

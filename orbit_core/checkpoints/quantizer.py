@@ -61,7 +61,7 @@ def quantize_checkpoint(
     bf16, fp16, fp32, a base that is quantised already.
     """
     spec = FormatSpec(precision.format, precision.group)
-    sources = dict(_published(source))
+    sources = dict(published(source))
     targets = {name: _spec_of(name, sources[name], spec, precision) for name in sources}
     plan: dict[str, TensorMeta] = {}
     for name, where in sources.items():
@@ -90,8 +90,11 @@ def quantize_checkpoint(
     }
 
 
-def _published(source: HFCheckpoint) -> Iterator[tuple[str, Source]]:
-    """(published tensor name, where its rows lie); fused experts are taken apart."""
+def published(source: HFCheckpoint) -> Iterator[tuple[str, Source]]:
+    """(published tensor name, where its rows lie); fused experts are taken apart.
+
+    Raises InputError for a dtype that is not quantised from, or fused experts of another shape than the config's.
+    """
     arch = source.architecture
     for name, meta in source.metas.items():
         if meta.dtype not in _FLOATS:
@@ -105,7 +108,9 @@ def _published(source: HFCheckpoint) -> Iterator[tuple[str, Source]]:
         inner = arch.expert_intermediate
         wanted = (arch.experts, 2 * inner, arch.hidden) if gate_up else (arch.experts, arch.hidden, inner)
         if meta.shape != wanted:
-            raise InputError(f"tensor {name}", f"shape {wanted}", str(meta.shape))
+            raise InputError(
+                f"tensor {name}", f"shape {wanted}, by config.json", str(meta.shape), "fetch the model again"
+            )
         parts = ("gate_proj", "up_proj") if gate_up else ("down_proj",)
         rows = meta.shape[1] // len(parts)
         for expert in range(arch.experts):
@@ -172,7 +177,8 @@ def _require_finite(values: Tensor, name: str) -> None:
 def _to_bf16(values: Tensor, name: str) -> Tensor:
     rounded = values.to(torch.bfloat16)
     if values.dtype == torch.float32 and not bool(torch.isfinite(rounded).all()):
-        raise InputError(f"tensor {name}", "numbers that BF16 can hold", "a magnitude above 3.39e38")
+        fix = "the base is damaged; fetch it again"
+        raise InputError(f"tensor {name}", "numbers that BF16 can hold", "a magnitude above 3.39e38", fix)
     return rounded
 
 
@@ -187,7 +193,8 @@ def _pack(
         try:
             packed = _quantize_slab(slab, spec, magnitude)
         except FormatError as error:
-            raise InputError(f"tensor {name}", f"a weight that {spec.name} can hold", str(error)) from None
+            fix = "choose another precision.format"
+            raise InputError(f"tensor {name}", f"a weight that {spec.name} can hold", str(error), fix) from None
         for suffix, tensor in packed.tensors.items():
             if suffix == "weight_shape":
                 whole[suffix] = torch.tensor(shape, dtype=tensor.dtype)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orbit_core.checkpoints.files import FETCH, regular_file
 from orbit_core.errors import InputError
 
 DTYPES: dict[str, torch.dtype] = {
@@ -43,6 +43,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
+_MAX_SIZE, _MAX_DIMENSIONS = 2**63 - 1, 64  # of torch
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class StoredTensor:
             while done < len(view):
                 count = file.readinto(view[done:])
                 if not count:
-                    raise InputError(f"{self.file}", f"{len(view)} bytes at {offset}", f"{done}: truncated")
+                    found = f"{done}: truncated"
+                    raise InputError(f"{self.file}", f"{len(view)} bytes at {offset}", found, FETCH)
                 done += count
         return tensor
 
@@ -105,34 +107,6 @@ def as_bytes(tensor: Tensor) -> memoryview:
     if tensor.numel() == 0:
         return memoryview(b"")
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
-
-
-def regular_file(directory: Path, name: str) -> Path:
-    """`directory`/`name`, refused unless it is a regular file that lies in that directory itself."""
-    path = directory / name
-    if not name or name in (".", "..") or Path(name).name != name or "\0" in name:
-        raise InputError(f"{directory}: file name {name!r}", "a file of that directory", "a path that leads elsewhere")
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        raise InputError(f"{path}", "a file", "nothing there", "fetch the missing file") from None
-    if stat.S_ISLNK(mode):
-        raise InputError(f"{path}", "a regular file", "a symbolic link", f"copy the files: cp -rL {directory} COPY")
-    if not stat.S_ISREG(mode):
-        raise InputError(f"{path}", "a regular file", "something else")
-    return path
-
-
-def read_json(directory: Path, name: str) -> dict[str, Any]:
-    """A JSON object from a file of `directory`."""
-    path = regular_file(directory, name)
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}", "JSON", str(error)) from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}", "a JSON object", type(content).__name__)
-    return content
 
 
 def read_safetensors(directory: Path, name: str) -> dict[str, StoredTensor]:
@@ -147,31 +121,41 @@ def read_safetensors(directory: Path, name: str) -> dict[str, StoredTensor]:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if len(prefix) < 8 or 8 + length > size:
-            raise InputError(f"{path}", "a whole safetensors file", f"{size} bytes: truncated", "fetch the file again")
+            raise InputError(f"{path}", "a whole safetensors file", f"{size} bytes: truncated", FETCH)
         if length > _MAX_HEADER:
-            raise InputError(f"{path}", "a safetensors header", f"a header of {length} bytes")
+            raise InputError(f"{path}", "a safetensors header", f"a header of {length} bytes", FETCH)
         raw = file.read(length)
     try:
         header = json.loads(raw)
-        entries = [(key, TensorMeta(DTYPES[e["dtype"]], tuple(e["shape"])), e["data_offsets"])
-                   for key, e in header.items() if key != "__metadata__"]  # fmt: skip
-        entries.sort(key=lambda entry: (entry[2][0], entry[2][1]))
+        entries = [_entry(key, e) for key, e in header.items() if key != "__metadata__"]
+        entries.sort(key=lambda entry: entry[2])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise InputError(f"{path}", "a safetensors header", f"{type(error).__name__}: {error}") from None
+        raise InputError(f"{path}", "a safetensors header", f"{type(error).__name__}: {error}"[:300], FETCH) from None
     base, position, tensors = 8 + length, 0, {}
     for key, meta, (start, stop) in entries:
-        sane = all(isinstance(n, int) and n >= 0 for n in (*meta.shape, start, stop))
-        if not sane or start != position:
-            found = f"shape {meta.shape}, bytes {start}:{stop}"
-            raise InputError(f"{path}: tensor {key}", f"bytes from {position} on, without gap or overlap", found)
+        if start != position:
+            expected = f"bytes from {position} on, without gap or overlap"
+            raise InputError(f"{path}: tensor {key}", expected, f"bytes {start}:{stop}", FETCH)
         if stop - start != meta.nbytes:
-            raise InputError(f"{path}: tensor {key}", f"{meta.nbytes} bytes for {meta.shape}", f"{stop - start}")
+            expected = f"{meta.nbytes} bytes for {meta.shape}"
+            raise InputError(f"{path}: tensor {key}", expected, f"{stop - start}", FETCH)
         position = stop
         tensors[key] = StoredTensor(path, base + start, meta)
     if base + position != size:
         state = "truncated" if base + position > size else "too long"
-        raise InputError(f"{path}", f"{base + position} bytes", f"{size}: {state}", "fetch the file again")
+        raise InputError(f"{path}", f"{base + position} bytes", f"{size}: {state}", FETCH)
     return tensors
+
+
+def _entry(key: str, entry: Any) -> tuple[str, TensorMeta, tuple[int, int]]:
+    """One tensor of a header: name, dtype and shape, first and last byte. ValueError and the like for anything else."""
+    shape, (start, stop) = entry["shape"], entry["data_offsets"]
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"tensor {key}: shape of {type(shape).__name__}")
+    for number in (*shape, start, stop):
+        if type(number) is not int or not 0 <= number <= _MAX_SIZE:
+            raise ValueError(f"tensor {key}: shape {shape}, bytes {start}:{stop}")
+    return key, TensorMeta(DTYPES[entry["dtype"]], tuple(shape)), (start, stop)
 
 
 class SafetensorsWriter:

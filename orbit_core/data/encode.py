@@ -7,13 +7,13 @@ in the directory is never run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from orbit_core.checkpoints.files import read_json
 from orbit_core.errors import InputError
 from orbit_core.rl.types import Prompt
 
@@ -22,6 +22,8 @@ class _Backend(Protocol):
     def encode(self, text: str, add_special_tokens: bool) -> list[int]: ...
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str: ...
+
+    def highest_id(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,12 @@ class Tokenizer:
         """Chat messages as the model expects them, up to where its answer begins. InputError without a template."""
         try:
             text = self._transformers.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except ValueError as error:
+        except Exception as error:  # a template is a program: it raises what it likes
             raise InputError(
-                f"tokenizer {self.directory.name}", "a chat template", str(error), "give the prompts as plain text"
+                f"tokenizer {self.directory.name}",
+                "a chat template for these messages",
+                f"{type(error).__name__}: {error}"[:500],
+                "give the prompts as plain text, or mend the template",
             ) from None
         assert isinstance(text, str)
         return text
@@ -54,14 +59,51 @@ class Tokenizer:
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of an HF directory. Raises InputError when there is none or it cannot be read."""
+    """The tokenizer of an HF directory.
+
+    Raises InputError when there is none, it cannot be read, or it knows more tokens than the embedding of the
+    config.json beside it.
+    """
+    tokenizer = _open(directory)
+    vocabulary = _read_json(directory / "config.json").get("vocab_size")
+    highest = tokenizer.backend.highest_id()
+    if isinstance(vocabulary, int) and highest >= vocabulary:
+        raise InputError(
+            f"tokenizer of {directory.name}",
+            f"token ids below {vocabulary}, the rows of the embedding by config.json's vocab_size",
+            f"an id of {highest}",
+            "give the tokenizer that the model was trained with",
+        )
+    return tokenizer
+
+
+def stop_ids(directory: Path) -> tuple[int, ...]:
+    """Tokens that end a completion: generation_config.json's eos_token_id, else config.json's; a number or a list.
+
+    Raises InputError unless they are tokens of the vocabulary.
+    """
+    vocabulary = _read_json(directory / "config.json").get("vocab_size")
+    for name in ("generation_config.json", "config.json"):
+        found = _read_json(directory / name).get("eos_token_id")
+        if found is None:
+            continue
+        ids = found if isinstance(found, list) else [found]
+        if not all(type(number) is int and 0 <= number < (vocabulary or 2**31) for number in ids):
+            limit = f"below vocab_size {vocabulary}" if vocabulary else "from 0 on"
+            fix = f"mend {name}: answers would never end"
+            raise InputError(f"{directory.name}/{name}: eos_token_id", f"token ids {limit}", str(found)[:80], fix)
+        return tuple(ids)
+    return ()
+
+
+def _open(directory: Path) -> Tokenizer:
     config = _read_json(directory / "tokenizer_config.json")
     fast = directory / "tokenizer.json"
     if fast.exists():
         backend = _Fast(fast)
-        ids = {name: backend.id_of(config.get(name)) for name in ("eos_token", "pad_token")}
+        ids = {name: backend.id_of(config.get(name), name) for name in ("eos_token", "pad_token")}
         return Tokenizer(directory, backend, ids["eos_token"], ids["pad_token"])
-    if not config and not any(directory.glob("*.model")) and not (directory / "vocab.json").exists():
+    if not any(directory.glob("*.model")) and not (directory / "vocab.json").exists():
         raise InputError(
             f"tokenizer of {directory.name}", "tokenizer.json", "no tokenizer files", "copy them beside config.json"
         )
@@ -79,7 +121,9 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
     else:
         ids = tokenizer.encode(tokenizer.render(prompt.messages), add_special_tokens=False)
     if not ids:
-        raise InputError(f"prompt {prompt.id}", "at least one token", "none", "the tokenizer knows nothing of its text")
+        raise InputError(
+            f"prompt {prompt.id}", "at least one token", "none", "give a prompt with text the tokenizer knows"
+        )
     return ids
 
 
@@ -90,11 +134,18 @@ class _Fast:
         try:
             self._tokenizer = Fast.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for every kind of malformed file
-            raise InputError(f"{path.parent.name}/tokenizer.json", "a tokenizer", str(error)) from None
+            where, found = f"{path.parent.name}/tokenizer.json", str(error)[:300]
+            raise InputError(where, "a tokenizer", found, "fetch the model's tokenizer again") from None
 
-    def id_of(self, token: Any) -> int | None:
+    def id_of(self, token: Any, field: str) -> int | None:
         content = token.get("content") if isinstance(token, dict) else token
+        if content is not None and not isinstance(content, str):
+            fix = "fetch the model's tokenizer again"
+            raise InputError(f"tokenizer_config.json: {field}", "a token", repr(content)[:80], fix)
         return None if content is None else self._tokenizer.token_to_id(content)
+
+    def highest_id(self) -> int:
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
@@ -112,6 +163,9 @@ class _Slow:
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
+    def highest_id(self) -> int:
+        return max(self._tokenizer.get_vocab().values(), default=-1)
+
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         text = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         assert isinstance(text, str)
@@ -123,12 +177,14 @@ def _load_with_transformers(directory: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"tokenizer of {directory.name}", "files that transformers can read", str(error)) from None
+    except Exception as error:  # each kind of tokenizer fails on a damaged file in its own way
+        raise InputError(
+            f"tokenizer of {directory.name}",
+            "files that transformers can read, without code of their own",
+            f"{type(error).__name__}: {error}"[:500],
+            "fetch the model's tokenizer again",
+        ) from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return read_json(path.parent, path.name) if path.exists() else {}

@@ -11,28 +11,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orbit_core.errors import InputError
 from orbit_core.rl.types import Prompt
+from orbit_core.store.parquet import damage_refused
 
 FIELDS = ("id", "prompt", "label", "metadata")
+BATCH = 64  # rows of a Parquet file that are Python objects at once
+UNPACKED, SMALL = 100, 1 << 24  # a file may unpack to this many times its size, and to this many bytes in any case
+_AS_JSONL = "if that is meant, give the rows as JSONL"
 
 
 def read_rows(path: Path, name: str) -> list[Prompt]:
     """Prompts of `path` in file order; `name` is what the person calls the file. Raises InputError."""
     prompts: list[Prompt] = []
     lines_of: dict[str, int] = {}
+    if not path.is_file():
+        raise InputError(name, "a file of rows", "a directory", "name the JSONL or Parquet file")
     for number, row in _parquet_rows(path, name) if _is_parquet(path) else _jsonl_rows(path, name):
         where = f"{name}, row {number}"
         prompt = _prompt(row, where, number)
         if prompt.id in lines_of:
-            raise InputError(where, "an id of its own", f"id {prompt.id!r}, which row {lines_of[prompt.id]} has too")
+            found = f"id {_short(prompt.id)}, which row {lines_of[prompt.id]} has too"
+            raise InputError(where, "an id of its own", found, "give each row another id, or leave all ids out")
         lines_of[prompt.id] = number
         prompts.append(prompt)
     if not prompts:
-        raise InputError(name, "at least one prompt", "none", "check the path")
+        raise InputError(name, "at least one prompt", "none", "check the path, or fill the file")
     return prompts
 
 
@@ -49,29 +55,47 @@ def _jsonl_rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:
             yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except UnicodeDecodeError as error:
             raise InputError(f"{name}, row {number}", "UTF-8", f"byte {error.start} is not", "save as UTF-8") from None
-        except json.JSONDecodeError as error:
-            raise InputError(f"{name}, row {number}", "one JSON object a line", f"{error}", "see docs: JSONL") from None
+        except (ValueError, RecursionError) as error:  # also numbers and nesting that no reader takes
+            raise InputError(f"{name}, row {number}", "one JSON object a line", str(error), "mend the line") from None
 
 
 def _parquet_rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowException as error:
-        raise InputError(name, "a Parquet file", str(error)) from None
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield number, {key: value for key, value in row.items() if value is not None}
+    number, unpacked = 0, 0
+    size = path.stat().st_size
+    room = max(SMALL, UNPACKED * size)
+    with damage_refused(name, "a Parquet file", "write the file again"), pq.ParquetFile(path) as file:
+        _require_plausible(file.metadata, name, size)
+        for batch in file.iter_batches(batch_size=BATCH):
+            for row in batch.to_pylist():
+                number += 1
+                unpacked += len(repr(row))
+                if unpacked > room:
+                    found = f"more than {room} bytes by row {number}"
+                    raise InputError(name, f"at most {UNPACKED} times its {size} bytes unpacked", found, _AS_JSONL)
+                yield number, {key: value for key, value in row.items() if value is not None}
+
+
+def _require_plausible(metadata: pq.FileMetaData, name: str, size: int) -> None:
+    """A few bytes can say that a value is repeated a billion times; nobody's prompts do."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    columns = (group.column(index) for group in groups for index in range(group.num_columns))
+    values = max(metadata.num_rows, sum(column.num_values for column in columns))
+    packed = sum(group.total_byte_size for group in groups)
+    if max(values, packed) > max(SMALL, UNPACKED * size):
+        found = f"{values} values, {packed} bytes"
+        raise InputError(name, f"at most {UNPACKED} times its {size} bytes unpacked", found, _AS_JSONL)
 
 
 def _prompt(row: Any, where: str, number: int) -> Prompt:
     if not isinstance(row, dict):
-        raise InputError(where, f"an object with {FIELDS}", type(row).__name__)
+        raise InputError(where, f"an object with {FIELDS}", type(row).__name__, "mend the line")
     for field in ("prompt", "label"):
         if row.get(field) is None:
-            raise InputError(where, f"a value for {field!r}", f"fields {sorted(row)}", f"add {field!r}")
+            raise InputError(where, f"a value for {field!r}", f"fields {_short(sorted(row))}", f"add {field!r}")
     _require_json(row, where)
     identity = row.get("id")
     if identity is not None and not isinstance(identity, (str, int)):
-        raise InputError(f"{where}, id", "text or a number", type(identity).__name__)
+        raise InputError(f"{where}, id", "text or a number", type(identity).__name__, "mend the id")
     name = f"row-{number:06d}" if identity is None else str(identity)
     return Prompt(name, _messages(row["prompt"], where), row["label"], _metadata(row, where))
 
@@ -80,26 +104,26 @@ def _require_json(row: dict[str, Any], where: str) -> None:
     try:
         json.dumps(row, allow_nan=False, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(where, "text that UTF-8 can write", str(error)) from None
-    except (TypeError, ValueError) as error:
-        raise InputError(where, "values that JSON can carry", str(error)) from None
+        raise InputError(where, "text that UTF-8 can write", str(error), "save as UTF-8") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(where, "values that JSON can carry", str(error), "give text, numbers and lists") from None
 
 
 def _metadata(row: dict[str, Any], where: str) -> dict[str, Any]:
     metadata = row.get("metadata") or {}
     if not isinstance(metadata, dict):
-        raise InputError(f"{where}, metadata", "an object", type(metadata).__name__)
+        raise InputError(f"{where}, metadata", "an object", type(metadata).__name__, "mend metadata")
     further = {name: value for name, value in row.items() if name not in FIELDS}
     both = sorted(set(further) & set(metadata))
     if both:
-        raise InputError(where, "each name once", f"{both} as a column and in metadata", "rename one of them")
+        raise InputError(where, "each name once", f"{_short(both)} as a column and in metadata", "rename one of them")
     return {**metadata, **further}
 
 
 def _messages(prompt: Any, where: str) -> str | list[dict[str, str]]:
     if isinstance(prompt, str):
         if not prompt.strip():
-            raise InputError(f"{where}, prompt", "text", "an empty string")
+            raise InputError(f"{where}, prompt", "text", "an empty string", "write the prompt or remove the row")
         return prompt
     valid = (
         isinstance(prompt, list)
@@ -112,7 +136,11 @@ def _messages(prompt: Any, where: str) -> str | list[dict[str, str]]:
         )
     )
     if not valid:
-        raise InputError(
-            f"{where}, prompt", 'text, or chat messages [{"role": ..., "content": ...}]', repr(prompt)[:200]
-        )
+        expected = 'text, or chat messages [{"role": ..., "content": ...}]'
+        raise InputError(f"{where}, prompt", expected, _short(prompt), "mend the prompt")
     return [{"role": message["role"], "content": message["content"]} for message in prompt]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:197] + "..."

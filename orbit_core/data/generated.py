@@ -72,14 +72,16 @@ def _create(source: ReasoningGym, seed: int) -> Any:
     try:
         return reasoning_gym.create_dataset(source.dataset, seed=spread, size=source.pool, **source.config)
     except (TypeError, ValueError, AssertionError) as error:
-        raise InputError(f"data.config {source.config}", f"options of {source.dataset}", str(error)) from None
+        raise InputError(
+            f"data.config {source.config}", f"options of {source.dataset}", str(error), "mend data.config"
+        ) from None
 
 
 def _pattern(keep: str | None) -> re.Pattern[str]:
     try:
         return re.compile(keep or "")
     except re.error as error:
-        raise InputError(f"data.keep {keep!r}", "a regular expression", str(error)) from None
+        raise InputError(f"data.keep {keep!r}", "a regular expression", str(error), "mend data.keep") from None
 
 
 def _as_json(entry: dict[str, Any], dataset: str) -> dict[str, Any]:

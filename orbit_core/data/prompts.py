@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from orbit_core.errors import InputError
 from orbit_core.rl.types import Prompt
+from orbit_core.store.parquet import damage_refused
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "prompt", "label", "metadata")])
 
@@ -27,14 +28,16 @@ def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
 
 def read_prompts(path: Path) -> list[Prompt]:
     """Prompts in the order of the table. Raises InputError when the file is not a prompt table."""
-    try:
-        table = pq.read_table(path, columns=SCHEMA.names)
-    except (FileNotFoundError, pa.ArrowException) as error:
-        raise InputError(f"prompt table {path}", f"Parquet with columns {SCHEMA.names}", str(error)) from None
-    return [
-        Prompt(row["id"], json.loads(row["prompt"]), json.loads(row["label"]), json.loads(row["metadata"]))
-        for row in table.to_pylist()
-    ]
+    fix = "run the data step again"
+    if not path.is_file():
+        raise InputError(f"prompt table {path}", "a file", "nothing there", fix)
+    with damage_refused(f"prompt table {path}", f"Parquet with columns {SCHEMA.names}", fix):
+        if not pq.read_schema(path).equals(SCHEMA):
+            raise ValueError(f"columns {pq.read_schema(path).names}")
+        return [
+            Prompt(row["id"], json.loads(row["prompt"]), json.loads(row["label"]), json.loads(row["metadata"]))
+            for row in pq.read_table(path).to_pylist()
+        ]
 
 
 def prompt_text(prompt: Prompt) -> str:

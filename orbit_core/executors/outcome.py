@@ -10,6 +10,7 @@ from collections.abc import Callable
 from orbit_core import errors
 from orbit_core.errors import ExitCode, InputError, Interrupted
 from orbit_core.executors.base import Event, StepFailed
+from orbit_core.secrets import masked
 from orbit_core.steps.contract import StepSpec
 
 TAIL_LINES = 20  # of its stderr, in the message of a step that crashed
@@ -26,6 +27,7 @@ class Said:
     def line(self, line: str, may_be_event: bool = True) -> None:
         event = parsed(line) if may_be_event else None
         if event is None:
+            line = masked(line)  # what a library printed; events were masked where they were made
             self.tail.append(line)
             event = {"orbit": "log", "message": line}
         elif event["orbit"] == "error":

@@ -79,7 +79,12 @@ def _chains(prompts: Sequence[Prompt]) -> tuple[str, list[Chain]]:
             )
     leads = {found[0] for _, found in parsed if found}
     if len(leads) != 1:
-        raise InputError("the questions", "one text before the numbers", f"{len(leads)}: {sorted(leads)[:3]}")
+        raise InputError(
+            "the questions",
+            "one text before the numbers",
+            f"{len(leads)}: {sorted(leads)[:3]}",
+            "choose a data set whose questions are alike",
+        )
     return leads.pop(), [found[1] for _, found in parsed if found]
 
 
@@ -89,6 +94,7 @@ def _config(settings: PretrainedModel, tokenizer: Tokenizer) -> Qwen3Config:
             "model",
             "hidden_size a multiple of heads, and heads of key_value_heads",
             f"{settings.hidden_size}, {settings.heads}, {settings.key_value_heads}",
+            "mend the sizes of model",
         )
     return Qwen3Config(
         vocab_size=tokenizer.get_vocab_size(),

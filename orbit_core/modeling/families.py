@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from orbit_core.checkpoints.architecture import refuse_code
 from orbit_core.errors import InputError
 
 FAMILIES = {"qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe", "llama": "Llama"}
+_FETCH = "fetch the model's config.json again"
+_OTHER = "give a model without it; it is not computed here"
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")  # others change with the length of the batch
 
 
@@ -26,22 +29,28 @@ def build_skeleton(config: Mapping[str, Any]) -> nn.Module:
     """
     family = config.get("model_type")
     if family not in FAMILIES:
-        raise InputError("config.json model_type", f"one of {', '.join(FAMILIES)}", repr(family))
-    if config.get("auto_map"):
-        raise InputError("config.json auto_map", "none: no code of a checkpoint is run", str(config["auto_map"]))
+        raise InputError("config.json model_type", f"one of {', '.join(FAMILIES)}", repr(family), _OTHER)
+    refuse_code(config)
     package = f"transformers.models.{family}"
     config_class = getattr(importlib.import_module(f"{package}.configuration_{family}"), f"{FAMILIES[family]}Config")
     model_class = getattr(importlib.import_module(f"{package}.modeling_{family}"), f"{FAMILIES[family]}ForCausalLM")
     plain = {key: value for key, value in config.items() if key not in ("quantization_config", "torch_dtype", "dtype")}
-    typed = config_class(**plain)
-    if getattr(typed, "sliding_window", None):
-        raise InputError("config.json sliding_window", "full attention", f"a window of {typed.sliding_window}")
-    rope = typed.rope_parameters["rope_type"]
-    if rope not in _FIXED_ROPE:
-        raise InputError("config.json rope_type", f"one of {', '.join(_FIXED_ROPE)}", repr(rope))
-    typed._attn_implementation = "sdpa"
-    with torch.device("meta"):
-        model = model_class(typed)
+    try:
+        typed = config_class(**plain)
+        rope = typed.rope_parameters["rope_type"]
+        if getattr(typed, "sliding_window", None):
+            found = f"a window of {typed.sliding_window}"
+            raise InputError("config.json sliding_window", "full attention", found, _OTHER)
+        if rope not in _FIXED_ROPE:
+            raise InputError("config.json rope_type", f"one of {', '.join(_FIXED_ROPE)}", repr(rope), _OTHER)
+        typed._attn_implementation = "sdpa"
+        with torch.device("meta"):
+            model = model_class(typed)
+    except InputError:
+        raise
+    except Exception as error:  # the library checks a config in many places, each with exceptions of its own
+        found = f"{type(error).__name__}: {error}"[:500]
+        raise InputError("config.json", f"a configuration of {FAMILIES[family]}", found, _FETCH) from None
     return model.requires_grad_(False).eval()
 
 

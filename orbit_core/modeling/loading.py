@@ -89,7 +89,12 @@ class _Filler:
         if head is not None:
             embedding = self.parameters[_EMBEDDING].to(head.dtype).cpu()
             if not torch.equal(embedding, head.cpu()):
-                raise InputError(_HEAD, "equal to the embedding: tie_word_embeddings is true", "another tensor")
+                raise InputError(
+                    _HEAD,
+                    "equal to the embedding: tie_word_embeddings is true",
+                    "another tensor",
+                    "set tie_word_embeddings to false in config.json",
+                )
             self.stored[_HEAD] = head.dtype
         return self.stored
 
@@ -102,7 +107,9 @@ class _Filler:
             return
         if packed.shape != (module.out_features, module.in_features):
             expected = (module.out_features, module.in_features)
-            raise InputError(f"{name}.weight", f"shape {expected} by config.json", str(packed.shape))
+            raise InputError(
+                f"{name}.weight", f"shape {expected} by config.json", str(packed.shape), "fetch the model again"
+            )
         module.packed = packed.to(self.device)
 
     def _pack_head(self) -> None:
@@ -116,7 +123,9 @@ class _Filler:
         module = self.linears.get(owner)
         if module is not None and last == "weight":
             if tensor.dtype != torch.bfloat16:
-                raise InputError(name, "bfloat16, or a quantised format", str(tensor.dtype))
+                raise InputError(
+                    name, "bfloat16, or a quantised format", str(tensor.dtype), "run the quantize step on it"
+                )
             self._packed(owner, PackedWeight(FormatSpec("bf16"), tuple(tensor.shape), {"weight": tensor}))  # type: ignore[arg-type]
         elif module is not None and last == "bias" and module.has_bias:
             module.bias = self._cast(name, tensor, (module.out_features,))
@@ -129,7 +138,7 @@ class _Filler:
 
     def _cast(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
         if tuple(tensor.shape) != shape:
-            raise InputError(name, f"shape {shape} by config.json", str(tuple(tensor.shape)))
+            raise InputError(name, f"shape {shape} by config.json", str(tuple(tensor.shape)), "fetch the model again")
         cast = tensor.to(self.device, self.dtype, copy=True)
         if not torch.equal(cast.to(tensor.device, tensor.dtype), tensor):
             raise InputError(

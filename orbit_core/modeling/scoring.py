@@ -37,7 +37,9 @@ def response_logprobs(model: PackedModel, sequences: Sequences, temperature: flo
     Raises InputError for an empty prompt: its first token has nothing that predicts it.
     """
     if any(len(prompt) == 0 for prompt, _ in sequences):
-        raise InputError("sequence to score", "a prompt of at least one token", "an empty prompt")
+        raise InputError(
+            "sequence to score", "a prompt of at least one token", "an empty prompt", "give a prompt with text"
+        )
     longest = max(len(prompt) + len(response) for prompt, response in sequences)
     width = max(len(response) for _, response in sequences)
     if width == 0:
@@ -75,7 +77,7 @@ def _logprobs(model: PackedModel, states: Tensor, tokens: Tensor, temperature: f
 def score(model: PackedModel, sequences: Sequences, temperature: float, max_tokens: int) -> list[Tensor]:
     """float32 [len(response)] on the CPU for every sequence, in order; without gradient."""
     if not temperature > 0:
-        raise InputError("temperature", "above 0", str(temperature))
+        raise InputError("temperature", "above 0", str(temperature), "raise the temperature")
     results: list[Tensor] = [torch.empty(0)] * len(sequences)
     with torch.inference_mode():
         for batch in batches([len(prompt) + len(response) for prompt, response in sequences], max_tokens):

@@ -31,7 +31,7 @@ def importance_weights(
     if settings.level == "sequence":
         difference = difference.sum(dim=-1, keepdim=True).expand_as(difference).masked_fill(~mask, 0.0)
     elif settings.level != "token":
-        raise InputError("importance sampling level", "off, token or sequence", settings.level)
+        raise InputError("importance sampling level", "off, token or sequence", settings.level, "choose one of them")
     weights = difference.exp()
     cut = (weights > settings.cap) & mask
     return torch.where(cut, torch.full_like(weights, settings.cap), weights), cut

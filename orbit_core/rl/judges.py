@@ -104,15 +104,17 @@ def label_text(label: Any) -> str:
 def _import(reference: str) -> Callable[..., Any]:
     module_name, colon, name = reference.partition(":")
     if not (module_name and colon and name):
-        raise InputError("reward.function", "'module:function'", repr(reference))
+        raise InputError("reward.function", "'module:function'", repr(reference), "name both")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise InputError(
-            f"reward.function {reference}", "a module that can be imported", str(error), "install it or set PYTHONPATH"
-        ) from None
+    except Exception as error:  # whatever a person's module raises while it is imported
+        found = f"{type(error).__name__}: {error}"
+        fix = "mend it, install what it needs or set PYTHONPATH"
+        raise InputError(f"reward.function {reference}", "a module that can be imported", found, fix) from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise InputError(f"reward.function {reference}", f"a function {name!r} in {module_name}", repr(function))
+        found = "nothing of that name" if function is None else type(function).__name__
+        fix = "mend the name"
+        raise InputError(f"reward.function {reference}", f"a function {name!r} in {module_name}", found, fix)
     checked: Callable[..., Any] = function
     return checked

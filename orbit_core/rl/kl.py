@@ -26,4 +26,4 @@ def kl_per_token(logprobs: torch.Tensor, reference: torch.Tensor, estimator: str
         return difference.square() / 2
     if estimator == "k3":
         return torch.expm1(-difference) + difference
-    raise InputError("KL estimator", "k1, k2 or k3", estimator)
+    raise InputError("KL estimator", "k1, k2 or k3", estimator, "choose one of them")

@@ -37,7 +37,7 @@ def token_weights(lengths: Sequence[int], algorithm: Algorithm) -> torch.Tensor:
     elif algorithm.aggregation == "constant":
         weights = torch.full_like(counts, 1.0) / (len(counts) * algorithm.sampling.max_new_tokens)
     else:
-        raise InputError("loss aggregation", "token, sequence or constant", algorithm.aggregation)
+        raise InputError("loss aggregation", "token, sequence or constant", algorithm.aggregation, "choose one of them")
     return weights.float()
 
 

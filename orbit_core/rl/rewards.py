@@ -3,13 +3,19 @@
 A judge that raises, overruns its time limit or returns something that is not a finite number has not said "wrong": the
 verdict is marked as failed, its score counts as 0, and a step in which more than half of the verdicts failed is
 refused with the reason. The time limit is one interval timer per answer, a microsecond each; it interrupts Python code
-on the main thread. Elsewhere (a thread may not receive signals) an overrun is found only when the judge returns.
+on the main thread, again and again until it gets through (a bare `except` may swallow the first). Elsewhere (a thread
+may not receive signals) an overrun is found only when the judge returns.
+
+What no signal interrupts (a computation inside a C library, a handler that swallows everything for ever) would hang the
+run without a word: after LAST_RESORT seconds beyond the limit the process ends, and stderr shows the line that hangs.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +28,8 @@ from orbit_core.recipe import Reward
 from orbit_core.rl.judges import Scorer, make_scorer
 from orbit_core.rl.types import Prompt
 
+RING_AGAIN = 0.1  # seconds between two interruptions of a judge that went on after the first
+LAST_RESORT = 60.0  # seconds beyond the limit after which the process ends
 MAX_FAILED = 0.5  # share of a batch above which the reward, not the answers, is at fault
 
 
@@ -112,12 +120,22 @@ def _time_limit(seconds: float) -> Iterator[Limited]:
     def ring(signum: int, frame: FrameType | None) -> None:
         raise _Overrun(reason)
 
+    armed = 0.0
+
     def interrupted(function: Callable[[], dict[str, float]]) -> dict[str, float]:
+        nonlocal armed
+        start = time.perf_counter()
+        if start - armed > LAST_RESORT / 2:  # a thread is started for it: not for every answer
+            faulthandler.dump_traceback_later(seconds + LAST_RESORT, exit=True, file=sys.__stderr__ or sys.stderr)
+            armed = start
         try:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            return function()
+            signal.setitimer(signal.ITIMER_REAL, seconds, RING_AGAIN)
+            result = function()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+        if time.perf_counter() - start > seconds:  # it swallowed the limit and came back all the same
+            raise _Overrun(reason)
+        return result
 
     before = signal.signal(signal.SIGALRM, ring)
     try:
@@ -125,3 +143,4 @@ def _time_limit(seconds: float) -> Iterator[Limited]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        faulthandler.cancel_dump_traceback_later()

@@ -6,7 +6,6 @@ batch, and every token records the adapter version that its logits came from.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from orbit_core.adapters.digest import tensors_digest
 from orbit_core.adapters.layout import AdapterLayout, published
 from orbit_core.adapters.operands import Operand
 from orbit_core.checkpoints.hf import HFCheckpoint
+from orbit_core.data.encode import stop_ids
 from orbit_core.errors import InputError, OrbitError
 from orbit_core.modeling.cache import KeyValueCache
 from orbit_core.modeling.loading import load_model
@@ -108,7 +108,12 @@ class TorchRolloutEngine:
             capacity = len(requests[index].prompt_ids) + new_tokens
             if capacity == new_tokens or capacity > config.max_position_embeddings:
                 limit = config.max_position_embeddings - new_tokens
-                raise InputError("prompt to complete", f"1 to {limit} tokens", f"{capacity - new_tokens} tokens")
+                raise InputError(
+                    "prompt to complete",
+                    f"1 to {limit} tokens: the model's context less the answer's",
+                    f"{capacity - new_tokens} tokens",
+                    "shorten or remove it, or lower algorithm.sampling.max_new_tokens",
+                )
             if batch and (len(batch) + 1) * capacity * per_token > CACHE_BYTES:
                 yield batch
                 batch = []
@@ -212,13 +217,3 @@ class _Batch:
         keep = torch.nonzero(~self.done)[:, 0]
         padding = None if self.padding is None else self.padding[keep]
         return _Batch(self.cache.rows(keep), self.request[keep], self.position[keep], padding, self.done[keep])
-
-
-def stop_ids(directory: Path) -> tuple[int, ...]:
-    """Tokens that end a completion: generation_config.json's eos_token_id, else config.json's; a number or a list."""
-    for name in ("generation_config.json", "config.json"):
-        path = directory / name
-        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
-        if found is not None:
-            return tuple(found) if isinstance(found, list) else (int(found),)
-    return ()

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from orbit_core.adapters.layout import random_adapter
+from orbit_core.checkpoints.files import read_json
 from orbit_core.checkpoints.hf import HFCheckpoint
-from orbit_core.data.encode import encode_prompt, load_tokenizer
+from orbit_core.data.context import context_of, encode_all
+from orbit_core.data.encode import load_tokenizer
 from orbit_core.data.prompts import read_prompts
 from orbit_core.errors import GateError, InputError
 from orbit_core.parity.report import Thresholds, examine
@@ -34,13 +35,14 @@ class Params(Section):
     preflight: Preflight
     sampling: Sampling
     seed: int = Field(ge=0)
+    context_length: int | None = None
 
 
 def run(context: StepContext) -> dict[str, Any]:
     """Facts: ok, mean_gap, max_gap, tokens, tensors. Raises GateError, after the report is out, when it is not ok."""
     params = TypeAdapter(Params).validate_python(context.spec.params)
     quantized, converted = context.inputs["quantized"], context.inputs["converted"]
-    prompts = _prompts(context.inputs["data"] / "train.parquet", quantized, params.preflight.prompts)
+    prompts = _prompts(context, params)
     context.progress(0, 3, "loading trainer and rollout engine")
     trainer = load_trainer(params.engines, converted, quantized, params.adapter, params.seed)
     rollout = load_rollout_engine(params.engines, quantized, params.adapter)
@@ -80,14 +82,30 @@ def run(context: StepContext) -> dict[str, Any]:
     }
 
 
-def _prompts(table: Path, quantized: Path, count: int) -> list[list[int]]:
-    """`count` training prompts as token ids, taken at equal distances over the table (all, where it is shorter)."""
-    rows = read_prompts(table)
-    prompts = [rows[index * len(rows) // count] for index in range(count)] if len(rows) > count else rows
-    if not prompts:
-        raise InputError(f"prompt table {table.name}", "at least one prompt", "none", "check the data step")
+def _prompts(context: StepContext, params: Params) -> list[list[int]]:
+    """The training prompts to compare on, as token ids. All prompts of both tables must leave room for an answer."""
+    quantized = context.inputs["quantized"]
     tokenizer = load_tokenizer(quantized)
-    return [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    limit = context_of(read_json(quantized, "config.json"), params.context_length)
+    encoded = {
+        table: encode_all(
+            read_prompts(context.inputs["data"] / table),
+            tokenizer,
+            limit,
+            params.sampling.max_new_tokens,
+            table,
+            lambda done, total: context.progress(done, total, "measuring prompts"),
+        )
+        for table in ("heldout.parquet", "train.parquet")
+    }
+    if not encoded["train.parquet"]:
+        raise InputError("prompt table train.parquet", "at least one prompt", "none", "run the data step again")
+    return spread(encoded["train.parquet"], params.preflight.prompts)
+
+
+def spread(rows: list[list[int]], count: int) -> list[list[int]]:
+    """`count` rows taken at equal distances over the table (all, where it is shorter)."""
+    return [rows[index * len(rows) // count] for index in range(count)] if len(rows) > count else rows
 
 
 def _tensors(checkpoint: HFCheckpoint) -> Iterator[tuple[str, Tensor]]:

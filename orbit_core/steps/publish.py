@@ -34,7 +34,8 @@ def run(context: StepContext) -> dict[str, Any]:
     evaluation = _read(context.inputs["evaluate"] / "evaluation.json")
 
     tensors = load_adapter(context.inputs["train"] / "adapter", recipe.adapter)
-    digest = save_adapter(output / "adapter", tensors, recipe.adapter, base=base_name(recipe))
+    frozen = context.spec.inputs["quantized"].digest
+    digest = save_adapter(output / "adapter", tensors, recipe.adapter, base_name(recipe), frozen)
     if not digest == evaluation["adapter_digest"] == training["adapter_digest"]:
         raise OrbitError(
             "publish: the adapter is not the one that was trained and evaluated\n"

@@ -18,10 +18,13 @@ from typing import Any
 import torch
 from orbit_kernels import FormatSpec
 
-from orbit_core.checkpoints.hf import INDEX, HFCheckpoint, copy_companions
+from orbit_core.checkpoints.architecture import refuse_code
+from orbit_core.checkpoints.files import regular_file
+from orbit_core.checkpoints.hf import COMPANIONS, INDEX, HFCheckpoint, copy_companions
+from orbit_core.checkpoints.inventory import Inventory
 from orbit_core.checkpoints.quantization import precision_of
-from orbit_core.checkpoints.quantizer import quantize_checkpoint
-from orbit_core.checkpoints.tensorfile import regular_file
+from orbit_core.checkpoints.quantizer import Source, published, quantize_checkpoint
+from orbit_core.data.encode import load_tokenizer, stop_ids
 from orbit_core.errors import InputError, Interrupted
 from orbit_core.recipe import Precision
 from orbit_core.steps.contract import StepContext
@@ -31,10 +34,38 @@ def run(context: StepContext) -> dict[str, Any]:
     """Facts: format, group_size, quantized_modules, tensors, bytes_before, bytes_after, passed_through."""
     precision = Precision.model_validate(context.spec.params["precision"])
     base = HFCheckpoint(context.inputs["base"])
+    check_companions(base)
     report = reporter(context)
     if lies_in(base, precision):
         return _take(base, context.output, precision, report)
+    take_stock(base)
     return quantize_checkpoint(base, context.output, precision, report)
+
+
+def check_companions(base: HFCheckpoint) -> None:
+    """What lies beside the weights: no code, a tokenizer that fits the embedding, stop tokens that exist."""
+    refuse_code(base.config, f"{base.directory / 'config.json'}")
+    for name in COMPANIONS:
+        if (base.directory / name).is_symlink():
+            regular_file(base.directory, name)
+    load_tokenizer(base.directory)
+    stop_ids(base.directory)
+
+
+def take_stock(base: HFCheckpoint) -> None:
+    """Whether an unquantised base has the tensors that its config implies. Raises InputError naming the first."""
+    inventory = _inventory(base)
+    for name, where in published(base):
+        inventory.take(name, _shape_of(base, where))
+    inventory.check_complete()
+
+
+def _inventory(base: HFCheckpoint) -> Inventory:
+    return Inventory(base.architecture, f"base {base.directory}", len(base.metas))
+
+
+def _shape_of(base: HFCheckpoint, where: Source) -> tuple[int, ...]:
+    return (where.stop - where.start, where.width) if where.width else base.metas[where.tensor].shape
 
 
 def reporter(context: StepContext) -> Callable[[int, int, str], None]:
@@ -69,7 +100,12 @@ def lies_in(base: HFCheckpoint, precision: Precision) -> bool:
                 f"set precision to {_describe(spec)}, or give the unquantised model",
             )
     if not quantized:
-        raise InputError(f"base {base.directory}", "quantised modules, as its quantization_config says", "none")
+        raise InputError(
+            f"base {base.directory}",
+            "quantised modules, as its quantization_config says",
+            "none",
+            "fetch the model again, or the config.json that belongs to it",
+        )
     return True
 
 
@@ -78,14 +114,20 @@ def _take(
 ) -> dict[str, Any]:
     """Check every weight, then copy the files byte for byte. Copies, not links: an artifact must not change when
     somebody rewrites the base in place."""
-    linears = base.linears()
+    linears, inventory = base.linears(), _inventory(base)
     quantized = 0
     for done, module in enumerate(linears):
         report(done, len(linears), module)
-        quantized += base.packed(module).spec.name != "bf16"
+        packed = base.packed(module)
+        inventory.take(f"{module}.weight", packed.shape)
+        quantized += packed.spec.name != "bf16"
     for name, tensor in base.load_plain():
+        inventory.take(name, tuple(tensor.shape))
         if not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"tensor {name}", "finite numbers", "NaN or infinity", "the base is damaged")
+            raise InputError(
+                f"tensor {name}", "finite numbers", "NaN or infinity", "the base is damaged; fetch it again"
+            )
+    inventory.check_complete()
     names = [path.name for path in base.files] + ["config.json"]
     names += [name for name in (INDEX, "hf_quant_config.json") if (base.directory / name).exists()]
     for name in names:

@@ -128,7 +128,7 @@ def load_step(spec: StepSpec, package: str = PACKAGE) -> StepFunction:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     name = f"{package}.{spec.step}"
     if not spec.step.isidentifier() or importlib.util.find_spec(name) is None:
-        raise InputError(f"step {spec.step!r}", f"a module {name}", "none")
+        raise InputError(f"step {spec.step!r}", f"a module {name}", "none", "check the step's name and --package")
     function: StepFunction = importlib.import_module(name).run
     return function
 
@@ -153,7 +153,7 @@ def _check_version(spec: StepSpec) -> None:
     from orbit_core.pipeline import VERSIONS
 
     if spec.step not in VERSIONS:
-        raise InputError(f"step {spec.step!r}", f"one of {', '.join(VERSIONS)}", spec.step)
+        raise InputError(f"step {spec.step!r}", f"one of {', '.join(VERSIONS)}", spec.step, "check the step's name")
     if spec.version != VERSIONS[spec.step]:
         raise InputError(
             f"step {spec.step}",
@@ -210,7 +210,9 @@ def _resolve(spec: StepSpec, name: str, ref: InputRef, artifacts: ArtifactStore,
     if ref.step is not None:
         return input_artifact(spec, name, ref, artifacts).fetch(cache)
     if ref.path is None:
-        raise InputError(f"step {spec.step}: input {name}", "a step or a path", "neither")
+        raise InputError(
+            f"step {spec.step}: input {name}", "a step or a path", "neither", "plan again with this version of Orbit"
+        )
     found = digest_path(ref.path)
     if found != ref.digest:
         raise InputError(

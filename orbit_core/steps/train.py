@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, TypeAdapter
+from torch import Tensor
 
 from orbit_core.adapters.peft_io import load_adapter, save_adapter
 from orbit_core.data.encode import encode_prompt, load_tokenizer
@@ -49,7 +50,8 @@ def run(context: StepContext) -> dict[str, Any]:
     last = loop.run(context.should_stop, lambda commit: _report(context, commit, total))
 
     commits = list(loop.recorder.reader.commits())
-    written = save_adapter(context.output / "adapter", loop.trainer.export_adapter(), params.adapter)
+    tensors, base = loop.trainer.export_adapter(), context.spec.inputs["quantized"].digest
+    written = save_adapter(context.output / "adapter", tensors, params.adapter, base_digest=base)
     if written != last.adapter_digest:
         raise OrbitError(f"adapter of run {run_id}: expected digest {last.adapter_digest}, found {written} as written")
     _write_metrics(context.output / "metrics.jsonl", commits)
@@ -65,7 +67,7 @@ def _make_loop(context: StepContext, params: Params, run_id: str) -> Loop:
     judge = Judge(params.reward)  # before the engines: a reward that cannot be made should not cost their start
     trainer = load_trainer(params.engines, converted, quantized, params.adapter, params.seed)
     if "warm_start" in context.inputs:
-        trainer.load_adapter(load_adapter(_warm_start(context), params.adapter))
+        trainer.load_adapter(_warm_start(context, params.adapter))
     return Loop(
         trainer,
         [load_rollout_engine(params.engines, quantized, params.adapter)],
@@ -81,10 +83,13 @@ def _make_loop(context: StepContext, params: Params, run_id: str) -> Loop:
     )
 
 
-def _warm_start(context: StepContext) -> Path:
-    """The PEFT directory to start from: the person's own, or the adapter of an earlier run."""
+def _warm_start(context: StepContext, adapter: Adapter) -> dict[str, Tensor]:
+    """The adapter to start from: a person's own directory, which must be of this base, or that of an earlier run,
+    which whoever planned it has looked at (a new base is then asked for in words)."""
     given = context.inputs["warm_start"]
-    return given / "adapter" if context.spec.inputs["warm_start"].step else given
+    if context.spec.inputs["warm_start"].step:
+        return load_adapter(given / "adapter", adapter)
+    return load_adapter(given, adapter, context.spec.inputs["quantized"].digest)
 
 
 def _report(context: StepContext, commit: Commit, total: int) -> None:

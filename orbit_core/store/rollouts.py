@@ -20,6 +20,7 @@ same name in the file cannot please them all. Why `reward_parts` is a list of (n
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from orbit_core.errors import InputError, OrbitError
+from orbit_core.errors import InputError
 from orbit_core.steps.contract import canonical_json
 from orbit_core.store.base import Store
 from orbit_core.store.commits import (
@@ -44,6 +45,7 @@ from orbit_core.store.commits import (
     states_prefix,
     step_of_state,
 )
+from orbit_core.store.parquet import damage_refused
 
 __all__ = [
     "COMMIT_KEY",
@@ -57,10 +59,10 @@ __all__ = [
     "list_runs",
     "rollouts_path",
 ]
-
 COMMIT_KEY = b"orbit.commit"
 FOOTER_BYTES = 64 * 1024  # fetched at first: holds the footer of nearly every step
 READS_AT_ONCE = 8
+_RESTORE = "restore the file; its bytes are not those that were committed"
 
 _INT32, _FLOAT32 = pa.list_(pa.int32()), pa.list_(pa.float32())
 SCHEMA = pa.schema(
@@ -168,17 +170,12 @@ class RolloutReader:
         """The commit of a step, read from the file's footer. Raises InputError when the step is not committed."""
         path = rollouts_path(self.run, step)
         try:
-            metadata = _footer(self.store, path)
+            with damage_refused(path, "a whole Parquet file", _RESTORE):
+                metadata = _footer(self.store, path)
         except FileNotFoundError:
-            raise InputError(
-                f"run {self.run}", f"step {step} committed", f"last committed step: {self.last_step()}"
-            ) from None
-        if COMMIT_KEY not in metadata:
-            raise OrbitError(f"{path}: expected {COMMIT_KEY.decode()} in the footer, found {sorted(metadata)}")
-        commit = Commit.model_validate_json(metadata[COMMIT_KEY])
-        if commit.schema_version > ROLLOUT_SCHEMA:
-            raise OrbitError(f"{path}: schema version {commit.schema_version}, this Orbit reads up to {ROLLOUT_SCHEMA}")
-        return commit
+            found = f"last committed step: {self.last_step()}"
+            raise InputError(f"run {self.run}", f"step {step} committed", found, "name an earlier step") from None
+        return _commit_in(metadata, path)
 
     def commits(self, steps: range | None = None) -> Iterator[Commit]:
         """The commits of `steps` (all committed; default: every one) in order, without touching rows: a block at a
@@ -215,14 +212,28 @@ class RolloutReader:
         """
         self.commit(step)
         path = rollouts_path(self.run, step)
-        if columns is None and group is None:
-            return pq.read_table(io.BytesIO(self.store.read(path)))
         wanted = None if group is None else pc.field("group_index") == group
-        with self.store.open(path) as file:
-            return pq.read_table(file, columns=None if columns is None else list(columns), filters=wanted)
+        with damage_refused(path, "a whole Parquet file", _RESTORE):
+            if columns is None and wanted is None:
+                return pq.read_table(io.BytesIO(self.store.read(path)))
+            with self.store.open(path) as file:
+                return pq.read_table(file, columns=None if columns is None else list(columns), filters=wanted)
 
     def _exists(self, step: int) -> bool:
         return self.store.exists(rollouts_path(self.run, step))
+
+
+def _commit_in(metadata: dict[bytes, bytes], path: str) -> Commit:
+    fix = f"this Orbit reads schema versions up to {ROLLOUT_SCHEMA}: read it with the one that wrote it"
+    try:
+        content = json.loads(metadata[COMMIT_KEY])
+        version = content["schema_version"]
+        if version not in range(1, ROLLOUT_SCHEMA + 1):
+            raise InputError(path, f"schema version {ROLLOUT_SCHEMA}", f"schema version {version}"[:80], fix)
+        return Commit.model_validate(content)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        found = f"{type(error).__name__}: {error}"[:300]
+        raise InputError(path, f"a commit in the footer, under {COMMIT_KEY.decode()}", found, _RESTORE) from None
 
 
 def list_runs(store: Store) -> list[str]:
@@ -237,7 +248,4 @@ def _footer(store: Store, path: str) -> dict[bytes, bytes]:
     length = int.from_bytes(content[-8:-4], "little") + 8
     if length > len(content) == FOOTER_BYTES:
         content = store.read_end(path, length)
-    try:
-        return pq.read_metadata(io.BytesIO(content)).metadata or {}
-    except pa.ArrowInvalid as error:
-        raise OrbitError(f"{path}\n  expected: a Parquet file\n  found: {error}") from None
+    return pq.read_metadata(io.BytesIO(content)).metadata or {}

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from orbit_core.adapters.layout import AdapterLayout, published
 from orbit_core.adapters.operands import Operand
+from orbit_core.checkpoints.files import read_json
 from orbit_core.checkpoints.megatron import MegatronCheckpoint
-from orbit_core.checkpoints.tensorfile import read_json
 from orbit_core.errors import InputError, OrbitError
 from orbit_core.modeling.loading import load_model
 from orbit_core.modeling.model import PackedModel
@@ -158,7 +158,12 @@ class TorchTrainer:
         expected = {f"{part}.{name}" for part in ("master", *_MOMENTS) for name in self._masters} | {"optimizer.step"}
         if set(state) != expected:
             odd = sorted(set(state) ^ expected)
-            raise InputError("trainer state", f"{len(expected)} tensors of this adapter", f"they differ by {odd[:4]}")
+            raise InputError(
+                "trainer state",
+                f"{len(expected)} tensors of this adapter",
+                f"they differ by {odd[:4]}",
+                "resume with the recipe that the run was started with",
+            )
         for part in ("master", *_MOMENTS):
             self.layout.check({name: state[f"{part}.{name}"] for name in self._masters}, f"trainer state, {part}")
         step = int(state["optimizer.step"])
@@ -207,5 +212,7 @@ def _padded(
     """float32 [rows, width], 0 after the end of a row."""
     for row, response in zip(rows, responses, strict=True):
         if len(row) != len(response):
-            raise InputError(f"sample's {what}", f"one per response token ({len(response)})", str(len(row)))
+            raise InputError(
+                f"sample's {what}", f"one per response token ({len(response)})", str(len(row)), "sample and score again"
+            )
     return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], device=device)

@@ -19,6 +19,9 @@ PRECISIONS = {
     "mxfp4": Precision(format="mxfp4"),
     "bf16": Precision(format="bf16"),
 }
+TOKENIZER = """{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+ "pre_tokenizer": null, "post_processor": null, "decoder": null,
+ "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 39}, "unk_token": "a"}}"""
 MODELS: dict[str, dict[str, Any]] = {  # hidden 128 everywhere, so that every group size divides
     "dense-gqa": {"model_type": "qwen3", "heads": 4, "groups": 2, "head_dim": 32},
     "dense-tied-wide-heads": {"model_type": "qwen3", "heads": 4, "groups": 1, "head_dim": 64, "tied": True},
@@ -108,7 +111,7 @@ def write_model(
         for name, tensor in tensors.items():
             writer.add(name, tensor)
     write_json(directory / "config.json", config)
-    (directory / "tokenizer.json").write_text('{"version": "1.0"}')
+    (directory / "tokenizer.json").write_text(TOKENIZER)
     (directory / "generation_config.json").write_text("{}")
     return directory
 

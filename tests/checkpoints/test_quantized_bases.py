@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import tensors_of
+from small_models import TOKENIZER, tensors_of
 
 from orbit_core.checkpoints.hf import HFCheckpoint, HFWriter, write_json
 from orbit_core.checkpoints.megatron import to_hf, to_megatron
@@ -47,7 +47,7 @@ def _as_published(
         for name, tensor in tensors.items():
             writer.add(name, tensor)
     write_json(target / "config.json", {**checkpoint.config, "quantization_config": config})
-    (target / "tokenizer.json").write_text("{}")
+    (target / "tokenizer.json").write_text(TOKENIZER)
     return target
 
 

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from orbit_core.adapters.digest import tensors_digest
 from orbit_core.adapters.layout import random_adapter
+from orbit_core.data.encode import stop_ids
 from orbit_core.errors import InputError, OrbitError
 from orbit_core.modeling.loading import load_model
 from orbit_core.recipe import OFT, LoRA, Sampling
 from orbit_core.rl.types import Request, SampleKey
 from orbit_core.rollout.sampling import choose, uniforms
-from orbit_core.rollout.torch import TorchRolloutEngine, stop_ids
+from orbit_core.rollout.torch import TorchRolloutEngine
 
 SAMPLING = Sampling(max_new_tokens=12)
 PROMPTS = [tuple(3 + (5 * i + j) % 30 for j in range(1 + i * 7 % 11)) for i in range(9)]  # 1 to 11 tokens

@@ -5,10 +5,14 @@ Every step is its own process, as in a run; nothing of the demo's homework is in
 
 from __future__ import annotations
 
+import io
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders
@@ -22,6 +26,8 @@ from orbit_core.store import open_store
 from orbit_core.store.artifacts import Artifact
 from orbit_core.store.rollouts import RolloutReader
 
+CANARY = "canary-7d1f33aa"
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "PREFECT_API_KEY", "DB_PASSWORD", "MY_SECRET")
 ALPHABET = "0123456789+=? abcdefghijklmnopqrstuvwxyz"
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}={% endif %}"
 
@@ -63,7 +69,8 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def vowels(prompt: Any, response: str, label: str) -> float:
-    """A reward that an untrained model earns now and then."""
+    """A reward that an untrained model earns now and then, and that says every secret of its environment."""
+    print("\n".join(f"{name}={value}" for name, value in os.environ.items() if CANARY in value))
     return float(sum(letter in "aeiou" for letter in response) >= 2)
 
 
@@ -71,6 +78,10 @@ def test_a_moe_directory_and_chat_prompts_run_through_all_steps_on_s3(
     model: Path, prompts: Path, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    for name in SECRETS:
+        monkeypatch.setenv(name, f"{CANARY}-{name}")
+    monkeypatch.setenv("CATALOGUE_URL", f"postgresql://me:{CANARY}@host/db")
+    monkeypatch.setenv("PRESIGNED", f"https://host/file?X-Amz-Signature={CANARY}&part=1")
     recipe = Recipe.parse(
         {
             "name": "own",
@@ -93,8 +104,9 @@ def test_a_moe_directory_and_chat_prompts_run_through_all_steps_on_s3(
     )
     done: dict[str, Artifact] = {}
     executor = LocalExecutor(scratch=tmp_path / "scratch")
+    events: list[dict[str, Any]] = []
     for step, spec in plan(recipe, s3_url).items():
-        done[step] = executor.run(spec, lambda event: None)
+        done[step] = executor.run(spec, events.append)
     assert done["preflight"].facts["ok"]
     assert done["train"].facts["logprob_gap_mean"] <= 1e-6
     assert done["evaluate"].facts["prompts"] == 16
@@ -103,8 +115,18 @@ def test_a_moe_directory_and_chat_prompts_run_through_all_steps_on_s3(
     files = set(open_store(s3_url).list(done["publish"].prefix))
     assert f"{done['publish'].prefix}/merged/model.safetensors" in files
     assert f"{done['publish'].prefix}/adapter/adapter_model.safetensors" in files
-    for path in open_store(s3_url).list():
-        if path.endswith((".json", ".md", ".jsonl", ".html")):
-            text = open_store(s3_url).read(path).decode()
-            assert "test-secret-value" not in text and "test-key" not in text, path
-            assert str(tmp_path) not in text, path
+    heard = json.dumps(events)
+    assert "postgresql://***@host/db" in heard and "X-Amz-Signature=***&part=1" in heard, "the canary has sung"
+    for path, text in [("what the steps said", heard), *everything_in(s3_url)]:
+        assert CANARY not in text and "test-secret-value" not in text and "test-key" not in text, path
+        assert str(tmp_path) not in text or path == "what the steps said", path
+
+
+def everything_in(store: str) -> Iterator[tuple[str, str]]:
+    """(path, contents) of all that the run has written; of Parquet its values and its footer."""
+    for path in open_store(store).list():
+        content = open_store(store).read(path)
+        if path.endswith(".parquet"):
+            table = pq.read_table(io.BytesIO(content))
+            content = (str(table.to_pydict()) + str(table.schema.metadata)).encode()
+        yield path, content.decode(errors="replace")

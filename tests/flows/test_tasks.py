@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from samples import PACKAGE, spec_of
 
-from orbit_core.errors import GateError
+from orbit_core.errors import GateError, InputError
 from orbit_core.executors.base import StepFailed
 from orbit_core.executors.local import LocalExecutor
 from orbit_core.store import open_store
@@ -85,6 +86,39 @@ def test_a_refusal_fails_the_flow_at_once_with_its_message(events: list[tuple[st
     with pytest.raises(GateError, match="count less far"):
         state.result()
     assert events.count(("add", "started")) == 1, "a refusal is not retried"
+
+
+def test_no_secret_reaches_prefect(
+    events: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a step that says all it knows: states, logs, artifacts and parameters as the API gives them back."""
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+    from prefect.runtime import flow_run
+
+    from tasks import steps
+
+    monkeypatch.setenv("CANARY_API_KEY", "canary-7d1f33aa")
+    ids: list[Any] = []
+
+    @flow
+    def pipeline(store: str) -> None:
+        ids.append(flow_run.id)
+        steps.data(spec_of(store, "leak", how="refuse"), LocalExecutor(package=PACKAGE))
+
+    with pytest.raises(InputError):
+        pipeline(str(tmp_path / "store"))
+    for handler in logging.getLogger("prefect.flow_runs").handlers:
+        handler.flush()
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(ids[0])
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=ids)))
+    assert any("***@host" in log.message for log in logs), "the canary has sung"
+    said = [run.model_dump_json(), *(log.message for log in logs)]
+    said += [each.model_dump_json() for each in artifacts_on_the_dashboard(ids[0]).values()]
+    assert "403 for ***" in run.model_dump_json()
+    assert not [text for text in said if "canary-7d1f33aa" in text]
 
 
 def test_a_crash_is_retried(events: list[tuple[str, str]], tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ def run_directory(tmp_path: Path) -> Path:
     tokenizer.save(str(prepared.quantized / "tokenizer.json"))
     (tmp_path / "data").mkdir()
     texts = [" ".join(f"w{3 + (i * j) % 30}" for j in range(2 + i % 5)) for i in range(100)]
-    write_prompts(tmp_path / "data" / "train.parquet", [Prompt(f"p{i}", text, "", {}) for i, text in enumerate(texts)])
+    prompts = [Prompt(f"p{i}", text, "", {}) for i, text in enumerate(texts)]
+    write_prompts(tmp_path / "data" / "train.parquet", prompts)
+    write_prompts(tmp_path / "data" / "heldout.parquet", prompts[:3])
     return tmp_path
 
 
@@ -113,9 +115,7 @@ def test_thresholds_of_the_recipe_are_used(run_directory: Path) -> None:
     assert report["bytes"]["ok"]
 
 
-def test_prompts_are_spread_over_the_table_and_short_tables_are_used_whole(run_directory: Path) -> None:
-    table, quantized = run_directory / "data" / "train.parquet", run_directory / "quantized"
-    assert len(preflight._prompts(table, quantized, 500)) == 100
-    few = preflight._prompts(table, quantized, 4)
-    everything = preflight._prompts(table, quantized, 100)
-    assert few == [everything[0], everything[25], everything[50], everything[75]]
+def test_prompts_are_spread_over_the_table_and_short_tables_are_used_whole() -> None:
+    rows = [[number] for number in range(100)]
+    assert preflight.spread(rows, 500) == rows
+    assert preflight.spread(rows, 4) == [rows[0], rows[25], rows[50], rows[75]]

@@ -45,13 +45,17 @@ def count_requests(store: S3Store) -> Counter[str]:
     """From now on the requests that the store sends to S3, by their names in S3's protocol."""
     requests: Counter[str] = Counter()
     filesystem = store._s3
-    send = filesystem._call_s3
+    send, get = filesystem._call_s3, filesystem.get_bytes
 
     async def counted(method: str, *arguments: Any, **options: Any) -> Any:
         requests[method] += 1
         return await send(method, *arguments, **options)
 
-    filesystem._call_s3 = counted
+    async def counted_get(*arguments: Any, **options: Any) -> Any:
+        requests["get_object"] += 1
+        return await get(*arguments, **options)
+
+    filesystem._call_s3, filesystem.get_bytes = counted, counted_get  # type: ignore[method-assign]
     return requests
 
 

@@ -13,6 +13,7 @@ from plain_steps import commit_step
 from rich.console import Console
 
 from flows.rollouts import GROUP_COLUMNS, compact_run, show_group, show_steps
+from orbit_core.errors import InputError
 from orbit_core.store import Store, open_store
 from orbit_core.store import commits as layout
 from orbit_core.store.commits import rollouts_path
@@ -67,7 +68,7 @@ def test_log_probs_are_not_read_for_the_samples_of_a_group(store: CountedStore, 
             start = chunk.dictionary_page_offset or chunk.data_page_offset
             content[start : start + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
     file.write_bytes(content)
-    with pytest.raises(OSError):
+    with pytest.raises(InputError, match="a whole Parquet file"):
         RolloutReader(store, RUN).rows(7)
     lines = shown(show_group, RolloutReader(store, RUN), 7, 1)
     assert [line.split()[:2] for line in lines[-2:]] == [["0", "7.250"], ["1", "7.375"]]

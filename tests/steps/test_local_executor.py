@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from samples import PACKAGE, spec_of
 
-from orbit_core.errors import GateError, Interrupted
+from orbit_core.errors import GateError, InputError, Interrupted
 from orbit_core.executors.base import StepFailed
 from orbit_core.executors.local import LocalExecutor
 
@@ -38,6 +39,17 @@ def test_a_refusal_keeps_its_type_and_its_parts(tmp_path: Path) -> None:
 def test_a_crash_is_a_step_failed_with_the_tail_of_its_log(tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match=r"lost the GPU[\s\S]*Traceback"):
         LocalExecutor(package=PACKAGE).run(spec_of(tmp_path / "s", "fail"), lambda event: None)
+
+
+@pytest.mark.parametrize("how", ["refuse", "crash"])
+def test_secrets_are_masked_in_whatever_a_step_says(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANARY_API_KEY", "canary-7d1f33aa")
+    events: Events = []
+    with pytest.raises((StepFailed, InputError)) as ended:
+        LocalExecutor(package=PACKAGE).run(spec_of(tmp_path / "s", "leak", how=how), events.append)
+    heard = json.dumps(events) + str(ended.value)
+    assert {event["orbit"] for event in events} == {"log", "progress", "report", "error"}
+    assert "canary-7d1f33aa" not in heard and heard.count("https://***@host/file?X-Amz-Signature=***&part=1") >= 5
 
 
 def test_a_killed_step_is_a_step_failed_that_names_the_signal(tmp_path: Path) -> None:
