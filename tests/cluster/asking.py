@@ -9,7 +9,7 @@ from typing import TypeVar
 from cluster.api import ApiError, ApiUnreachable, Object
 from cluster.running import Cluster
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
 KEEP = "tests/keep"  # a finalizer: what became of a deleted pod stays to be read, until its namespace is cleaned up
 
 Seen = TypeVar("Seen")

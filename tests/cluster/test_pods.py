@@ -145,7 +145,7 @@ def test_grace_period_ends_with_sigkill(ask: Asking) -> None:
     ask.api.delete(f"{ask.pods}/{name}")
     begin = time.monotonic()
     assert end_of(ask.ended(name))["exitCode"] == 137
-    assert 0.5 < time.monotonic() - begin < 5
+    assert 0.5 < time.monotonic() - begin < 20
 
 
 def test_sigterm_is_lost_on_a_first_process_without_a_handler(ask: Asking) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,12 @@ def orbit(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
 
 
+def processor_seconds() -> float:
+    """Of all processes that have been waited for. Seconds by the clock say more about a machine's other work."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def recipe_with_file(folder: Path) -> Path:
     rows = [{"prompt": f"say {n}", "label": str(n)} for n in range(12)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -46,10 +52,10 @@ def recipe_with_file(folder: Path) -> Path:
 def test_help_is_instant_and_imports_nothing_heavy() -> None:
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        before = processor_seconds()
         assert "--help" in orbit("--help").stdout
-        times.append(time.perf_counter() - began)
-    assert min(times) < 1.0, f"0.25 s on an idle machine, found {times}"
+        times.append(processor_seconds() - before)
+    assert min(times) < 1.0, f"expected about 0.25 s of processor time, found {times}"
     code = "import sys, flows.cli; print(*(set(sys.modules) & {'torch', 'prefect', 'pyarrow', 'pydantic', 'yaml'}))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == ""
 

@@ -189,7 +189,7 @@ def node_deleted(world: World) -> None:
     node = world.cluster.node
     try:
         node.die()
-        world.cluster.plane.api().delete(f"/api/v1/nodes/{node.name}")
+        world.cluster.plane.delete_node(node.name)
         run.wait_for_status("no node has room")
     finally:
         node.start()

@@ -28,7 +28,7 @@ from orbit_core.store.artifacts import ArtifactStore
 STEPS = ("data", "pretrain", "quantize", "convert", "preflight", "train", "evaluate", "publish", "report")
 SMALL = Resources(cpus=1, memory_gib=2, shm_gib=0, scratch_gib=1, grace_seconds=20).model_dump()
 AS_JOBS: dict[str, Any] = {"executor": "kubernetes", "resources": dict.fromkeys(STEPS, SMALL)}
-PATIENCE = 900.0
+PATIENCE = 1800.0
 RETRAIN = """
 import json, sys
 from flows.retrain import retrain
@@ -49,7 +49,7 @@ def scenario(function: WholeRun) -> WholeRun:
 @scenario
 def demo(world: World, server: PrefectServer) -> None:
     """The demo recipe, started with `prefect deployment run`: nine Jobs, held-out accuracy from below 45% to 95%."""
-    recipe = deployed_demo(world, server)
+    recipe, _ = deployed_demo(world, server)
     given = json.dumps({"recipe": recipe, "store": world.store})
     prefect(server, "deployment", "run", "post-train/cluster", "--params", given, "--watch")
     assert jobs_of(world) == sorted(STEPS), "one Job a step"
@@ -74,15 +74,15 @@ def scheduled_twice(world: World, server: PrefectServer) -> None:
     assert open_store(world.store).exists(f"{entry.adapter}/adapter_model.safetensors")
 
 
-def deployed_demo(world: World, server: PrefectServer) -> dict[str, Any]:
-    """Deploys post-train/cluster as k8s/README.md says, starts a worker for it; returns the recipe for this cluster."""
+def deployed_demo(world: World, server: PrefectServer) -> tuple[dict[str, Any], Worker]:
+    """Deploys post-train/cluster as k8s/README.md says; its recipe for this cluster, and a worker for it."""
     _run([str(Path(sys.executable).with_name("orbit")), "k8s", "setup"], _environment(server))
     prefect(server, "deploy", "--prefect-file", "k8s/prefect.yaml", "--name", "cluster")
     worker = Worker(server, world, pool="orbit", more={"ORBIT_SITE": str(_site(world))})
     world.closing.callback(worker.kill)
     deployments = yaml.safe_load((ROOT / "k8s" / "prefect.yaml").read_text())["deployments"]
     (deployment,) = [each for each in deployments if each["entrypoint"] == "flows.post_train.post_train"]
-    return {**deployment["parameters"]["recipe"], **AS_JOBS}
+    return {**deployment["parameters"]["recipe"], **AS_JOBS}, worker
 
 
 def prefect(server: PrefectServer, *arguments: str) -> str:

@@ -98,7 +98,7 @@ def test_a_finished_run_returns_its_last_commit_without_sampling(tmp_path):
 def test_kill_at_every_boundary_gives_the_same_end(tmp_path):
     """SIGKILL at every call of engine, trainer and store, and inside the store's writes; then start again."""
     host = Path(__file__).parent / "kill_host.py"
-    result = subprocess.run([sys.executable, host, tmp_path], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, host, tmp_path], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-2000:]
     outcome = json.loads(result.stdout.splitlines()[-1])
     assert outcome["boundaries"] > 60

@@ -68,7 +68,7 @@ def test_a_killed_step_is_a_step_failed_that_names_the_signal(tmp_path: Path) ->
 
 def test_an_exception_in_the_caller_stops_the_step_and_waits_for_it(tmp_path: Path) -> None:
     """Cancellation and Ctrl-C arrive as exceptions; the step finishes its number and its work is kept."""
-    spec = spec_of(tmp_path / "s", "count", to=1000, pause=0.02)
+    spec = spec_of(tmp_path / "s", "count", to=10_000, pause=0.02)
 
     def cancel(event: dict[str, Any]) -> None:
         if event.get("done") == 5:
@@ -77,7 +77,7 @@ def test_an_exception_in_the_caller_stops_the_step_and_waits_for_it(tmp_path: Pa
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         LocalExecutor(package=PACKAGE).run(spec, cancel)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     counted = tmp_path / "s" / ".work" / f"count-{spec.digest[:16]}" / "scratch" / "counted"
     assert int(counted.read_text()) >= 5
 
@@ -91,7 +91,7 @@ def test_a_step_that_does_not_stop_in_time_is_killed(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         LocalExecutor(package=PACKAGE, grace_seconds=0.3).run(spec, cancel)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_a_step_stopped_from_outside_is_interrupted_and_resumable(tmp_path: Path) -> None:
