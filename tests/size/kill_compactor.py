@@ -13,12 +13,16 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+import pandas  # noqa: E402, F401  pyarrow imports it where it first needs it: once here, not in every child
+import pyarrow.dataset  # noqa: E402, F401
 
 from orbit_core.store import commits as layout  # noqa: E402
 from orbit_core.store import open_store  # noqa: E402
@@ -46,23 +50,32 @@ def run_killed_at(folder: Path, run: str, at: int | None) -> list[str]:
 
         setattr(owner, name, ticking)
 
+    tempfile.tempdir = str(folder / ".tmp")  # what it leaves behind goes with the store
     os.fsync = lambda descriptor: None
     store = open_store(folder)
-    for owner, name in ((store, "put_if_absent"), (os, "mkdir"), (os, "link"), (os, "fsync"), (os, "rename")):
+    for owner, name in ((store, "put_if_absent"), (os, "mkdir"), (os, "link"), (os, "rename")):
         around(owner, name)
     compact(store, run)
     return passed
 
 
-def in_child(folder: Path, run: str, at: int, channel: int) -> None:
+def in_child(work: Callable[[], object]) -> object:
+    """What `work` returns, done in a child; None if it was killed. Nothing else reads Parquet: a process whose threads
+    have begun to is none to fork."""
+    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        tempfile.tempdir = str(folder / ".tmp")  # what it leaves behind goes with the store
-        names = run_killed_at(folder, run, at)
-        os.write(channel, json.dumps(names).encode())
-        os._exit(0)
+        try:
+            os.write(writing, json.dumps(work()).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as answer:
+        content = answer.read()
     status = os.waitpid(child, 0)[1]
-    assert (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL) == (at >= 0), status
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return None
+    return json.loads(content)
 
 
 def rows_in(path: str | Path) -> list[tuple[int, ...]]:
@@ -86,25 +99,29 @@ def seen(folder: Path, run: str, block: int) -> dict[str, list[tuple[int, ...]]]
 
 def main(source: Path, run: str, block: int, work: Path) -> None:
     layout.BLOCK = block
-    expected = seen(source, run, block)
-    reading, writing = os.pipe()
-    shutil.copytree(source, work / "whole")
-    (work / "whole" / ".tmp").mkdir(exist_ok=True)
-    in_child(work / "whole", run, -1, writing)
-    boundaries, wrong = json.loads(os.read(reading, 1 << 16)), []
-    whole = open_store(work / "whole").list("compacted/")
+    expected = in_child(lambda: seen(source, run, block))
+    whole = copy_of(source, work / "whole")
+    boundaries, wrong = in_child(lambda: run_killed_at(whole, run, None)), []
     for number, name in enumerate(boundaries):
-        tried = work / "tried"
-        shutil.copytree(source, tried)
-        (tried / ".tmp").mkdir(exist_ok=True)
-        in_child(tried, run, number, writing)
-        killed = seen(tried, run, block)
-        compact(open_store(tried), run)
-        again = seen(tried, run, block)
-        if not (killed == again == expected and open_store(tried).list("compacted/") == whole):
+        tried = copy_of(source, work / "tried")
+        assert in_child(lambda number=number, tried=tried: run_killed_at(tried, run, number)) is None
+
+        def look(tried: Path = tried) -> list[object]:
+            killed = seen(tried, run, block)
+            compact(open_store(tried), run)
+            return [killed, seen(tried, run, block)]
+
+        looks, files = in_child(look), open_store(tried).list("compacted/")
+        if looks != [expected, expected] or files != open_store(whole).list("compacted/"):
             wrong.append([number, name])
         shutil.rmtree(tried)
     print(json.dumps({"boundaries": len(boundaries), "kinds": sorted(set(boundaries)), "wrong": wrong}))
+
+
+def copy_of(source: Path, target: Path) -> Path:
+    shutil.copytree(source, target)
+    (target / ".tmp").mkdir(exist_ok=True)
+    return target
 
 
 if __name__ == "__main__":

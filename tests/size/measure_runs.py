@@ -43,8 +43,8 @@ LOOKS = {  # each in a process of its own, so that memory and imports are its ow
     "rollouts RUN --step": ["-m", "flows.cli", "rollouts", RUN, "--step", "{step}"],
     "rollouts RUN --step --group": ["-m", "flows.cli", "rollouts", RUN, "--step", "{step}", "--group", "1"],
     "help, for the time of starting": ["-m", "flows.cli", "rollouts", "--help"],
-    "compact": ["-m", "flows.cli", "compact", RUN],
 }
+COMPACT = ["-m", "flows.cli", "compact", RUN]
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, required=True, help="folder to work in; a run that is there is gone on with"
     )
-    parser.add_argument("--parts", default="make,commit,resume,look,scan")
+    parser.add_argument("--parts", default="make,commit,resume,look,compact,scan")
     options = parser.parse_args()
     parts, result = options.parts.split(","), vars(options) | {"work": None, "cpus": os.cpu_count()}
     runs = {"early": options.work / "early", "late": options.work / "late"}
@@ -69,6 +69,8 @@ def main() -> None:
     if "look" in parts:
         result["look"] = {name: {run: look(runs[run], command) for run in runs} for name, command in LOOKS.items()}
         result["curves"] = {run: curves(runs[run]) for run in runs}
+    if "compact" in parts:
+        result["compact"] = look(runs["late"], COMPACT)
     if "scan" in parts:
         result["scan"] = scans(runs["late"])
     print(json.dumps(result))
@@ -111,19 +113,22 @@ def commits(runs: dict[str, Path], rows: int) -> dict[str, Any]:
     recorders = {run: Recorder(store, RUN, base_digest="base") for run, store in stores.items()}
     last = {run: recorder.last() for run, recorder in recorders.items()}
     took: dict[str, list[float]] = {run: [] for run in (*runs, "plain_write")}
+    cpu: dict[str, list[float]] = {run: [] for run in runs}
     found: dict[str, Any] = {}
     for _ in range(REPEATS):
         for run, store in stores.items():
             made = result_of(last[run].step + 1, rows)
             store.taken()
-            start = time.perf_counter()
+            start, worked = time.perf_counter(), time.process_time()
             last[run] = recorders[run].commit(made, last[run])
             took[run].append(time.perf_counter() - start)
+            cpu[run].append(time.process_time() - worked)
             found[run] = {"step": last[run].step, "asked": store.taken()}
             content = store.read(f"rollouts/run={RUN}/step={last[run].step:06d}/rollouts.parquet")
             file = runs[run].parent / "plain"
             took["plain_write"].append(seconds(lambda file=file, content=content: write_plainly(file, content)))
-    return {run: found.get(run, {}) | spread(times) for run, times in took.items()} | {"bytes": len(content)}
+    figures = {run: found.get(run, {}) | spread(times, cpu.get(run, [])) for run, times in took.items()}
+    return figures | {"bytes": len(content)}
 
 
 def write_plainly(file: Path, content: bytes) -> None:
@@ -137,19 +142,21 @@ def write_plainly(file: Path, content: bytes) -> None:
 def resumptions(runs: dict[str, Path]) -> dict[str, Any]:
     """What the loop asks of the store before it goes on, of both runs by turns."""
     took: dict[str, list[float]] = {run: [] for run in runs}
+    cpu: dict[str, list[float]] = {run: [] for run in runs}
     asked = {}
-    for _ in range(REPEATS):
+    for _ in range(5 * REPEATS):
         for run, folder in runs.items():
             store = CountedStore(open_store(folder))
             recorder = Recorder(store, RUN, base_digest="base")
-            start = time.perf_counter()
+            start, worked = time.perf_counter(), time.process_time()
             commit = recorder.last()
             recorder.load_state(commit)
             recorder.clean(commit.step)
             recorder.repeat_commits(commit.step)
             took[run].append(time.perf_counter() - start)
+            cpu[run].append(time.process_time() - worked)
             asked[run] = store.taken()
-    return {run: {"asked": asked[run], **spread(took[run])} for run in runs}
+    return {run: {"asked": asked[run], **spread(took[run], cpu[run])} for run in runs}
 
 
 def look(folder: Path, command: list[str]) -> dict[str, float]:
@@ -226,13 +233,13 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def spread(took: list[float]) -> dict[str, float]:
-    ordered = sorted(took)
-    return {
-        "median_ms": round(statistics.median(ordered) * 1000, 2),
-        "quarter_ms": round(ordered[len(ordered) // 4] * 1000, 2),
-        "three_quarters_ms": round(ordered[3 * len(ordered) // 4] * 1000, 2),
-    }
+def spread(took: list[float], cpu: list[float]) -> dict[str, float]:
+    """Of wall clock, which counts the neighbours of a busy machine, and of CPU time, which does not."""
+    lower, median, upper = statistics.quantiles(took, n=4)
+    figures = {"quarter_ms": lower, "median_ms": median, "three_quarters_ms": upper}
+    if cpu:
+        figures["cpu_median_ms"] = statistics.median(cpu)
+    return {name: round(value * 1000, 2) for name, value in figures.items()}
 
 
 if __name__ == "__main__":

@@ -71,6 +71,22 @@ def test_existence_is_of_files_and_ends_with_delete(store: Store) -> None:
         store.read("a/b")
 
 
+def test_names_are_those_of_one_level(store: Store) -> None:
+    for path in ("runs/b/deep/file", "runs/a", "runs/b/other", "elsewhere/c"):
+        store.put(path, b"1")
+    assert store.names("runs") == ["a", "b"]
+    assert store.names("runs/b") == ["deep", "other"]
+    assert store.names("nothing") == []
+
+
+@pytest.mark.parametrize(("size", "found"), [(3, b"789"), (10, b"0123456789"), (99, b"0123456789")])
+def test_the_end_of_a_file_is_read_alone(store: Store, size: int, found: bytes) -> None:
+    store.put("a/file", b"0123456789")
+    assert store.read_end("a/file", size) == found
+    with pytest.raises(FileNotFoundError):
+        store.read_end("a/none", size)
+
+
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../up", "a/../../b", "a//b", "a/", "./a", ".tmp/x"])
 def test_a_path_cannot_leave_the_store(store: Store, path: str) -> None:
     with pytest.raises(ValueError, match="not a store path"):
