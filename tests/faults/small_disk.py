@@ -99,7 +99,7 @@ def train(disk: Disk) -> list[dict[str, Any]]:
 
     expected = bandit_loop(open_store(disk.folder / "whole")).run()
     happened = []
-    for amount in range(0, 72 * KILOBYTE, 6 * KILOBYTE):
+    for amount in range(0, 72 * KILOBYTE, 12 * KILOBYTE):
         url, error, code = str(disk.folder / f"train-{amount}"), "", 0
         with disk.room(amount):
             try:

@@ -103,11 +103,9 @@ def test_what_a_lease_protects_stays(store: Store) -> None:
         },
         store.modified,
     )
-    with Lease(store, f"train-{DIGEST}", "pod", 600).held():
-        again = Cleaning(store, now=look.now)
-        beats = ".tmp/"  # one may be on its way, and is eight days old by the clock of this test
-        assert [each for each in again.leftovers() if not each.what.startswith(beats)] == []
-        assert not any(leftover.remove() for leftover in look.leftovers())
+    assert Lease(store, f"train-{DIGEST}", "pod", 600)._take(1)
+    assert list(Cleaning(store, now=look.now).leftovers()) == []
+    assert not any(leftover.remove() for leftover in look.leftovers())
     assert store.exists(f"artifacts/train/{DIGEST}/try/half")
 
 
@@ -132,10 +130,9 @@ def test_a_manifest_that_comes_between_the_look_and_the_removal_protects_its_fil
     artifact.verify()
 
 
-def test_a_publication_that_slept_for_a_day_gives_up(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_publication_that_slept_for_a_day_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Suspended between its files and its manifest, while gc took the files for a dead try's."""
+    store = open_store(tmp_path / "store")
     world, spec = World(0), spec_of(store.url, "sample")
     monkeypatch.setattr(artifacts, "boottime", world.clock)
 
@@ -210,7 +207,8 @@ def test_writes_that_never_ended_go(tmp_path: Path) -> None:
     assert store.list() == ["a"] and list((tmp_path / "store" / ".tmp").iterdir()) == []
 
 
-def test_a_damaged_manifest_or_commit_protects_what_it_may_name(store: Store, tmp_path: Path) -> None:
+def test_a_damaged_manifest_or_commit_protects_what_it_may_name(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
     spec = spec_of(store.url, "sample")
     artifact = ArtifactStore(store).publish(spec, output(tmp_path / "out"), {})
     bandit_loop(store).run()
@@ -220,7 +218,8 @@ def test_a_damaged_manifest_or_commit_protects_what_it_may_name(store: Store, tm
     assert store.exists(f"{artifact.prefix}/file") and len(RolloutReader(store, "bandit").steps()) == ALGORITHM.steps
 
 
-def test_less_than_a_day_is_refused(store: Store) -> None:
+def test_less_than_a_day_is_refused(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
     for days in (0.5, 0, -1, float("nan")):
         with pytest.raises(InputError, match="1 day or more"):
             Cleaning(store, days)

@@ -101,7 +101,8 @@ def test_a_copy_that_was_damaged_on_this_machine_is_fetched_again(s3_url: str, t
     assert [entry.name for entry in copy.parents[1].iterdir()] == [copy.parent.name]
 
 
-def test_a_missing_file_and_a_missing_manifest_are_named(store: Store, tmp_path: Path) -> None:
+def test_a_missing_file_and_a_missing_manifest_are_named(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
     artifact = published(store, tmp_path)
     store.delete(f"{artifact.prefix}/deep/text")
     (damage,) = damages_of(place_of(artifact.url))
