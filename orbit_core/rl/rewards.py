@@ -120,7 +120,7 @@ def _time_limit(seconds: float) -> Iterator[Limited]:
     def ring(signum: int, frame: FrameType | None) -> None:
         raise _Overrun(reason)
 
-    armed = 0.0
+    armed = -math.inf
 
     def interrupted(function: Callable[[], dict[str, float]]) -> dict[str, float]:
         nonlocal armed

@@ -50,7 +50,6 @@ def test_a_damaged_base_ends_the_command_with_42(world: World, recipe: Path, tmp
     [
         "data.path=https://me:hunter2@host/rows.jsonl",
         "data.path=https://host/rows.jsonl?X-Amz-Credential=a&X-Amz-Signature=hunter2",
-        "warm_start=s3://key:hunter2@bucket/adapter",
     ],
 )
 def test_a_secret_in_a_recipe_is_refused_before_prefect_hears_of_it(recipe: Path, tmp_path: Path, setting: str) -> None:

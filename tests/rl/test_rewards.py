@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -159,6 +161,44 @@ def test_a_judge_that_hangs_is_stopped_at_the_limit():
     assert [verdict.score for verdict in verdicts] == [1, 0, 1, 1]
     assert verdicts[1].failure == "took longer than 0.1 s"
     assert signal.getsignal(signal.SIGALRM) == before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def comes_back_late(prompt, response, label):
+    for _ in range(3):
+        try:
+            time.sleep(9)
+        except BaseException:  # the most careless judge of all
+            continue
+    return 1.0
+
+
+def test_a_judge_that_swallows_the_limit_is_interrupted_again_and_its_late_answer_not_taken():
+    limited, prompt = judge(function="comes_back_late", timeout_seconds=0.05), Prompt("a", "p", "l", {})
+    start = time.perf_counter()
+    with pytest.raises(InputError, match=r"took longer than 0\.05 s"):
+        limited.judge([(prompt, "x")])
+    assert time.perf_counter() - start < 5
+
+
+def never_listens(prompt, response, label):
+    while True:
+        try:
+            while True:
+                time.sleep(1)
+        except BaseException:
+            continue
+
+
+def test_what_no_signal_interrupts_ends_the_process_and_shows_the_line(tmp_path):
+    code = (
+        "from orbit_core.rl import rewards; from orbit_core.rl.types import Prompt; import test_rewards\n"
+        "rewards.LAST_RESORT = 0.3\n"
+        "test_rewards.judge(function='never_listens', timeout_seconds=0.1).judge([(Prompt('a', 'p', 'l', {}), 'x')])\n"
+    )
+    paths = [str(Path(__file__).parent), *sys.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 1 and "in never_listens" in ran.stderr and "Timeout" in ran.stderr
 
 
 def sleeps(prompt, response, label):
