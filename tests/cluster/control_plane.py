@@ -265,7 +265,7 @@ class ControlPlane:
             f"--service-account-private-key-file={self.folder / 'sa.key'}",
             f"--root-ca-file={self.authority}",
             "--node-monitor-period=1s",
-            "--node-monitor-grace-period=8s",
+            "--node-monitor-grace-period=16s",
             "--node-eviction-rate=100",
         ]
 

@@ -2,7 +2,7 @@
 
 `READERS` name -> function(folder, content): lays the bytes where such a file lies and opens it as a run would.
 `SAMPLES` name -> a valid file of that kind, small: what mutations start from.
-Used by test_readers.py (hypothesis, every run of the tests) and fuzz.py (coverage-guided, by the hour).
+Used by test_fuzzed_readers.py (hypothesis, every run of the tests) and fuzz.py (coverage-guided, by the hour).
 """
 
 from __future__ import annotations

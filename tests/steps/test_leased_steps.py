@@ -62,7 +62,7 @@ def test_a_race_of_two_pods_gives_one_run(s3_url: str, tmp_path: Path) -> None:
 
 
 def test_a_holder_killed_is_followed_after_the_lease_and_its_commits_stand(s3_url: str, tmp_path: Path) -> None:
-    spec = spec_of(s3_url, "commits", to=8, pause=0.2)
+    spec = spec_of(s3_url, "commits", to=40, pause=0.15)
     first = pod(spec, tmp_path, "pod-a")
     wait_for(first, "progress", "committing")
     second = pod(spec, tmp_path, "pod-b")
@@ -74,7 +74,7 @@ def test_a_holder_killed_is_followed_after_the_lease_and_its_commits_stand(s3_ur
     assert SECONDS / 2 < time.monotonic() - died < 10 * SECONDS
     assert finish(second)[0] == 0
     pids = committed_by(spec)
-    assert len(pids) == 8 and pids == sorted(pids, key=[first.pid, second.pid].index) and first.pid in pids
+    assert len(pids) == 40 and pids == sorted(pids, key=[first.pid, second.pid].index) and first.pid in pids
 
 
 def test_a_holder_that_stops_in_good_order_is_followed_at_once(s3_url: str, tmp_path: Path) -> None:
