@@ -2,7 +2,7 @@
 
 Ready in seconds, without root or containers. Its faults are methods: `kill_api` and `start_api` on the same port,
 `pause_api` and `resume_api`, `expire_watches`. Its clocks are short, so that what takes minutes in a cluster is seen in
-seconds: a silent node counts as lost after 8 s, and its pods are evicted a second later.
+seconds: a silent node counts as lost after 16 s, and its pods are evicted a second later.
 """
 
 from __future__ import annotations
