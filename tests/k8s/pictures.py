@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from uuid import UUID
 
@@ -58,6 +59,7 @@ def _killed_and_retried(world: World, server: PrefectServer) -> UUID:
         world.running_pod(train)
         os.kill(worker.flow_process(), signal.SIGKILL)
         run.wait_for_state("Crashed")
+        time.sleep(10)  # the worker says it once more, seconds later, and would take the second try's place away
         run.retry()
         run.wait_for_state("Completed", patience=600)
         print("\n".join(run.log()))
