@@ -5,7 +5,6 @@ Made from specs and contents alone: no times, no paths of the machine, so equal 
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import orbit_core
 from orbit_core.recipe import Recipe
-from orbit_core.steps.contract import StepSpec, canonical_json
+from orbit_core.steps.contract import StepSpec, json_digest
 from orbit_core.store.artifacts import code_version
 from orbit_core.store.digests import sha256_file
 
@@ -31,7 +30,7 @@ def make_manifest(
         "code": {"package": "orbit-rl", "version": code_version(), "commit": source_commit()},
         "digests": {
             **{name: ref.digest for name, ref in sorted(spec.inputs.items())},
-            "recipe": hashlib.sha256(canonical_json(described)).hexdigest(),
+            "recipe": json_digest(described),
             "adapter": evaluation["adapter_digest"],
         },
         "recipe": described,

@@ -45,7 +45,7 @@ class StepSpec(BaseModel):
             "params": self.params,
             "inputs": {name: ref.digest for name, ref in self.inputs.items()},
         }
-        return hashlib.sha256(canonical_json(identity)).hexdigest()
+        return json_digest(identity)
 
     def ref(self) -> InputRef:
         return InputRef(step=self.step, digest=self.digest)
@@ -75,3 +75,8 @@ StepFunction = Callable[[StepContext], dict[str, Any]]  # returns facts: JSON ke
 
 def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def json_digest(value: Any) -> str:
+    """sha256 hex of the value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()

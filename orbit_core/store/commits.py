@@ -12,14 +12,13 @@ rewritten, so what a run of n steps costs to read is n/BLOCK small files and at 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orbit_core.errors import OrbitError
-from orbit_core.steps.contract import canonical_json
+from orbit_core.steps.contract import canonical_json, json_digest
 
 ROLLOUT_SCHEMA = 1
 KEEP_STATES = 2  # of the trainer: those after the last steps
@@ -48,7 +47,7 @@ class Commit(BaseModel):
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
+        return json_digest(self.model_dump(mode="json"))
 
 
 def rollouts_path(run: str, step: int) -> str:

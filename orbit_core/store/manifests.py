@@ -6,14 +6,13 @@ in the manifest itself is found like one in a file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orbit_core.errors import InputError
-from orbit_core.steps.contract import canonical_json
+from orbit_core.steps.contract import canonical_json, json_digest
 from orbit_core.store.base import Store
 
 SCHEMA = 2
@@ -47,7 +46,7 @@ class Manifest(BaseModel):
 
     def sealed(self) -> bytes:
         fields = self.model_dump(mode="json")
-        return canonical_json({**fields, "seal": hashlib.sha256(canonical_json(fields)).hexdigest()})
+        return canonical_json({**fields, "seal": json_digest(fields)})
 
 
 def manifest_path(step: str, digest: str) -> str:
@@ -64,7 +63,7 @@ def read_manifest(store: Store, path: str) -> Manifest:
             seal = fields.pop("seal")
             if content != canonical_json({**fields, "seal": seal}):
                 raise ValueError("not the canonical JSON that was written")
-            if seal != hashlib.sha256(canonical_json(fields)).hexdigest():
+            if seal != json_digest(fields):
                 raise ValueError("its seal does not fit its fields")
         manifest = Manifest.model_validate(fields) if 1 <= version <= SCHEMA else None
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+from boundaries import Boundaries, around
+from cluster.processes import descendants
 from trials import Trial
 
 Harm = Callable[[Trial, random.Random, float], str]
@@ -143,7 +145,7 @@ def flow_killed(trial: Trial, chance: random.Random, seconds: float) -> str:
     instant, group = 5 + chance.uniform(0, 10 + seconds), chance.random() < 0.5
     with contextlib.suppress(subprocess.TimeoutExpired):
         flow.wait(instant)
-    children = _descendants(flow.pid)
+    children = list(descendants(flow.pid))
     if group:
         for pid in (flow.pid, *children):
             with contextlib.suppress(ProcessLookupError):
@@ -152,17 +154,6 @@ def flow_killed(trial: Trial, chance: random.Random, seconds: float) -> str:
     flow.wait()
     _wait_until_gone(children)
     return f"{'all of it' if group else 'its own process'} after {instant:.1f} s"
-
-
-def _descendants(parent: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, IndexError):
-                stat = (entry / "stat").read_text().rpartition(")")[2].split()
-                if int(stat[1]) == parent:
-                    found += [int(entry.name), *_descendants(int(entry.name))]
-    return found
 
 
 def _wait_until_gone(processes: list[int], patience: float = 60.0) -> None:
@@ -175,18 +166,7 @@ def _wait_until_gone(processes: list[int], patience: float = 60.0) -> None:
 def at_boundary(number: int) -> Callable[[], None]:
     """Kills the new process when it passes its boundary `number`: before and after each call by which the store writes
     or deletes, and each naming and syncing of a file inside them."""
-
-    def install() -> None:
-        passed = [0]
-
-        def tick() -> None:
-            if passed[0] == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            passed[0] += 1
-
-        _around_writes(tick)
-
-    return install
+    return lambda: _around_writes(Boundaries(number).tick)
 
 
 def counting(file: Path) -> Callable[[], None]:
@@ -194,29 +174,18 @@ def counting(file: Path) -> Callable[[], None]:
 
     def install() -> None:
         counter = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        _around_writes(lambda: os.write(counter, b"."))
+        _around_writes(lambda name: os.write(counter, b"."))
 
     return install
 
 
-def _around_writes(tick: Callable[[], object]) -> None:
+def _around_writes(tick: Callable[[str], object]) -> None:
     from orbit_core.store.folder import FolderStore
 
-    def around(owner: object, name: str) -> None:
-        original = getattr(owner, name)
-
-        def counted(*arguments: object, **named: object) -> object:
-            tick()
-            result = original(*arguments, **named)
-            tick()
-            return result
-
-        setattr(owner, name, counted)
-
     for name in ("put_if_absent", "put", "delete"):
-        around(FolderStore, name)
+        around(FolderStore, name, tick)
     for name in ("link", "replace", "fsync"):
-        around(os, name)
+        around(os, name, tick)
 
 
 def _listed(instants: list[float]) -> str:

@@ -7,7 +7,6 @@ costs a tenth of a second in place of five, so thousands can be tried. What runs
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import re
@@ -28,7 +27,7 @@ from orbit_core import command
 from orbit_core.executors.local import LocalExecutor
 from orbit_core.pipeline import plan
 from orbit_core.recipe import Recipe
-from orbit_core.steps.contract import StepSpec, canonical_json
+from orbit_core.steps.contract import StepSpec, json_digest
 from orbit_core.store import open_store
 from orbit_core.store.artifacts import ArtifactStore
 from orbit_core.store.rollouts import TIMING_COLUMNS, RolloutReader
@@ -163,7 +162,7 @@ def outcome(trial: Trial) -> Outcome:
         "facts": {name: value for name, value in artifact.facts.items() if name != "seconds"},
         "commits": [c.model_dump(exclude={"metrics", "previous"}) for c in commits],  # the state's sha256 is in them
         "metrics": timeless,
-        "rows": [hashlib.sha256(canonical_json(step)).hexdigest() for step in rows],
+        "rows": [json_digest(step) for step in rows],
         "visible": sorted(_visible(store.list(), artifact.manifest.attempt)),
     }
 

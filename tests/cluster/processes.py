@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 CLUSTER_MARK = "ORBIT_TEST_CLUSTER"
@@ -28,6 +29,17 @@ def marked(name: str, value: str) -> list[int]:
             if process.name.isdigit() and entry in (process / "environ").read_bytes().split(b"\0"):
                 found.append(int(process.name))
     return found
+
+
+def descendants(parent: int) -> Iterator[int]:
+    """Process ids of all children of a process, and of theirs."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                stat = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(stat[1]) == parent:
+                    yield int(entry.name)
+                    yield from descendants(int(entry.name))
 
 
 def kill_marked(name: str, value: str, patience_seconds: float = 10.0) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from io import StringIO
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from processor_time import processor_seconds
 from rich.console import Console
 
 from flows.live import live_view
@@ -29,12 +29,6 @@ def orbit(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProce
     command = [sys.executable, "-c", "from flows.cli import main; main()", *arguments]
     environment = {**os.environ, "COLUMNS": "150", "NO_COLOR": "1"}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
-
-
-def processor_seconds() -> float:
-    """Of all processes that have been waited for. Seconds by the clock say more about a machine's other work."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def recipe_with_file(folder: Path) -> Path:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processor_time import processor_seconds
 
 CHAOS = Path(__file__).parents[1] / "chaos" / "chaos.py"
 Outcome = dict[str, Any]
@@ -26,12 +26,6 @@ def orbit(store: Path, home: Path, *arguments: str) -> Outcome:
     assert done.returncode == 0, done.stderr[-3000:]
     outcome: Outcome = json.loads(done.stdout.strip().split("\n")[-1])
     return outcome | {"processor": processor_seconds() - before}
-
-
-def processor_seconds() -> float:
-    """Of all processes that have been waited for. Seconds by the clock say more about a machine's other work."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 @pytest.fixture(scope="module")

@@ -82,21 +82,23 @@ class World:
 
     def made(self, step: str, **changes: Any) -> Artifact:
         """The artifact of a step, its inputs made before it where they are missing."""
-        specs = self.specs(**changes)
-        for name in before(specs, step):
-            run_step(specs[name], ignore)
-        return run_step(specs[step], ignore)
+        return run_step(self._ready(step, **changes), ignore)
 
     def refused(self, step: str, **changes: Any) -> InputError:
         """The refusal of a step whose inputs are in order; it has all its parts and nothing was written."""
+        spec = self._ready(step, **changes)
+        stored = sorted(open_store(self.store).list())
+        with pytest.raises(InputError) as caught:
+            run_step(spec, ignore)
+        assert sorted(open_store(self.store).list()) == stored, "nothing is written"
+        return checked(caught.value)
+
+    def _ready(self, step: str, **changes: Any) -> StepSpec:
+        """The spec of a step whose inputs are made."""
         specs = self.specs(**changes)
         for name in before(specs, step):
             run_step(specs[name], ignore)
-        stored = sorted(open_store(self.store).list())
-        with pytest.raises(InputError) as caught:
-            run_step(specs[step], ignore)
-        assert sorted(open_store(self.store).list()) == stored, "nothing is written"
-        return checked(caught.value)
+        return specs[step]
 
 
 def checked(error: InputError) -> InputError:

@@ -22,8 +22,8 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1]), str(HERE.parents[1] / "kernels")]
 
 from cluster.running import running_cluster  # noqa: E402
-from prefect_world import FlowRun, PrefectServer  # noqa: E402
-from whole_runs import deployed_demo, prefect  # noqa: E402
+from prefect_world import FlowRun, PrefectServer, prefect  # noqa: E402
+from whole_runs import deployed_demo  # noqa: E402
 from world import World, moto_bucket, new_world, until  # noqa: E402
 
 from orbit_core.pipeline import plan  # noqa: E402

@@ -16,9 +16,11 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 from uuid import UUID
 
+from cluster.processes import descendants
 from world import PATIENCE_SECONDS, ROOT, World, until
 
 HERE = Path(__file__).parent
+COMMAND_SECONDS = 1800.0  # one may watch a whole run
 
 
 class PrefectServer:
@@ -87,7 +89,7 @@ class Worker:
         """Process id of the flow run that it runs."""
 
         def look() -> int | None:
-            for child in _children(self.process.pid):
+            for child in descendants(self.process.pid):
                 command = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
                 if re.search(r"prefect\.(flow_engine|engine)", command) or "flow-run\0execute" in command:
                     return child
@@ -151,6 +153,20 @@ class FlowRun:
         self.api.set_flow_run_state(self.id, Cancelling())
 
 
+def prefect(server: PrefectServer, *arguments: str, cwd: Path = ROOT) -> str:
+    """What `prefect ...` prints, as a person calls it."""
+    return call(server, [sys.executable, "-m", "prefect", "--no-prompt", *arguments], cwd)
+
+
+def call(server: PrefectServer, command: list[str], cwd: Path = ROOT) -> str:
+    """What a command prints that talks to the server; AssertionError if it fails."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    environment = {**os.environ, **server.environment, "PYTHONPATH": paths}
+    done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=COMMAND_SECONDS)
+    assert done.returncode == 0, f"{command[:5]}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
 def start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     """A Prefect program in its own process group, with SIGINT as a shell would leave it for a foreground job."""
     with log.open("ab") as stream:
@@ -198,26 +214,7 @@ def flow_runs(server: PrefectServer, world: World) -> Iterator[Any]:
 
 def _deploy(server: PrefectServer, api: Any, pool: str) -> UUID:
     """The flow, on a pool of its own: side by side, a worker must not take another scenario's run."""
-    environment = {
-        **os.environ,
-        **server.environment,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
-    }
-    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-    subprocess.run([*prefect, "work-pool", "create", pool, "--type", "process"], env=environment, capture_output=True)
-    command = [*prefect, "deploy", f"{HERE / 'podflow.py'}:tally", "--name", pool, "--pool", pool]
-    done = subprocess.run(command, env=environment, cwd=HERE, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    prefect(server, "work-pool", "create", pool, "--type", "process")
+    prefect(server, "deploy", f"{HERE / 'podflow.py'}:tally", "--name", pool, "--pool", pool, cwd=HERE)
     found: UUID = api.read_deployment_by_name(f"tally/{pool}").id
     return found
-
-
-def _children(parent: int) -> Iterator[int]:
-    """Process ids of all descendants."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, IndexError):
-                stat = (entry / "stat").read_text().rpartition(")")[2].split()
-                if int(stat[1]) == parent:
-                    yield int(entry.name)
-                    yield from _children(int(entry.name))

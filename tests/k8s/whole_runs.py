@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from prefect_world import PrefectServer, Worker
+from prefect_world import COMMAND_SECONDS, PrefectServer, Worker, call, prefect
 from small_run import RECIPE
 from world import ROOT, World
 
@@ -28,7 +28,6 @@ from orbit_core.store.artifacts import ArtifactStore
 STEPS = ("data", "pretrain", "quantize", "convert", "preflight", "train", "evaluate", "publish", "report")
 SMALL = Resources(cpus=1, memory_gib=2, shm_gib=0, scratch_gib=1, grace_seconds=20).model_dump()
 AS_JOBS: dict[str, Any] = {"executor": "kubernetes", "resources": dict.fromkeys(STEPS, SMALL)}
-PATIENCE = 1800.0
 RETRAIN = """
 import json, sys
 from flows.retrain import retrain
@@ -76,17 +75,13 @@ def scheduled_twice(world: World, server: PrefectServer) -> None:
 
 def deployed_demo(world: World, server: PrefectServer) -> tuple[dict[str, Any], Worker]:
     """Deploys post-train/cluster as k8s/README.md says; its recipe for this cluster, and a worker for it."""
-    _run([str(Path(sys.executable).with_name("orbit")), "k8s", "setup"], _environment(server))
+    call(server, [str(Path(sys.executable).with_name("orbit")), "k8s", "setup"])
     prefect(server, "deploy", "--prefect-file", "k8s/prefect.yaml", "--name", "cluster")
     worker = Worker(server, world, pool="orbit", more={"ORBIT_SITE": str(_site(world))})
     world.closing.callback(worker.kill)
     deployments = yaml.safe_load((ROOT / "k8s" / "prefect.yaml").read_text())["deployments"]
     (deployment,) = [each for each in deployments if each["entrypoint"] == "flows.post_train.post_train"]
     return {**deployment["parameters"]["recipe"], **AS_JOBS}, worker
-
-
-def prefect(server: PrefectServer, *arguments: str) -> str:
-    return _run([sys.executable, "-m", "prefect", "--no-prompt", *arguments], _environment(server))
 
 
 def jobs_of(world: World) -> list[str]:
@@ -102,16 +97,6 @@ def _site(world: World) -> Path:
     return site
 
 
-def _environment(server: PrefectServer) -> dict[str, str]:
-    return {**os.environ, **server.environment, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
-
-
-def _run(command: list[str], environment: dict[str, str]) -> str:
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, f"{command[:5]}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
 def _fire(world: World, server: PrefectServer, recipe: dict[str, Any]) -> subprocess.Popen[str]:
     environment = {**world.process_environment(), **server.environment, "ORBIT_SITE": str(_site(world))}
     environment["PYTHONPATH"] += os.pathsep + str(Path(__file__).parents[1])
@@ -120,7 +105,7 @@ def _fire(world: World, server: PrefectServer, recipe: dict[str, Any]) -> subpro
 
 
 def _outcome_of(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate(timeout=PATIENCE)
+    out, err = process.communicate(timeout=COMMAND_SECONDS)
     assert process.returncode == 0, err[-4000:]
     answer: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
     return answer

@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(Path(__file__).parent), str(ROOT), str(ROOT / "kernels")]
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "tests"), str(ROOT), str(ROOT / "kernels")]
 
 import torch  # noqa: E402
 from bandit import BanditEngine, BanditTrainer, bandit_loop  # noqa: E402
+from boundaries import Boundaries, around  # noqa: E402
 
 from orbit_core.store import commits as layout  # noqa: E402
 from orbit_core.store import open_store  # noqa: E402
@@ -30,45 +31,20 @@ CALLS = {
 }
 
 
-class Boundary:
-    """Counts the boundaries that a run passes and kills the process at number `at`."""
-
-    def __init__(self, at: int | None) -> None:
-        self.at, self.passed = at, []
-
-    def tick(self, name: str) -> None:
-        if len(self.passed) == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.passed.append(name)
-
-    def around(self, owner: object, name: str) -> None:
-        """Boundaries before and after a call; only the store's calls leave something behind, so only they have both."""
-        original, leaves_traces = getattr(owner, name), not isinstance(owner, tuple(CALLS))
-
-        def counted(*args, **kwargs):
-            self.tick(name)
-            result = original(*args, **kwargs)
-            if leaves_traces:
-                self.tick(name)
-            return result
-
-        setattr(owner, name, counted)
-
-
 def run(folder: Path, kill_at: int | None) -> list[str]:
-    boundary = Boundary(kill_at)
+    boundaries = Boundaries(kill_at)
     store, trainer, engine = open_store(folder), BanditTrainer(), BanditEngine()
     for name in CALLS[BanditTrainer]:
-        boundary.around(trainer, name)
+        around(trainer, name, boundaries.tick, after=False)
     for name in CALLS[BanditEngine]:
-        boundary.around(engine, name)
+        around(engine, name, boundaries.tick, after=False)
     for name in ("put_if_absent", "put", "delete"):
-        boundary.around(store, name)
+        around(store, name, boundaries.tick)
     os.fsync = lambda descriptor: None  # SIGKILL loses no written page; a power cut is not what is tried here
     for name in ("link", "fsync"):  # inside the store's writes: temporary file made, named, made durable
-        boundary.around(os, name)
+        around(os, name, boundaries.tick)
     bandit_loop(store, trainer=trainer, engines=[engine]).run()
-    return boundary.passed
+    return boundaries.passed
 
 
 def killed_in_child(folder: Path, kill_at: int) -> bool:

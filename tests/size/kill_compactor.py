@@ -19,10 +19,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT), str(ROOT / "kernels")]
 
 import pandas  # noqa: E402, F401  pyarrow imports it where it first needs it: once here, not in every child
 import pyarrow.dataset  # noqa: E402, F401
+from boundaries import Boundaries, around  # noqa: E402
 
 from orbit_core.store import commits as layout  # noqa: E402
 from orbit_core.store import open_store  # noqa: E402
@@ -32,31 +33,14 @@ from orbit_core.store.rollouts import RolloutReader  # noqa: E402
 
 def run_killed_at(folder: Path, run: str, at: int | None) -> list[str]:
     """Names of the boundaries that a compactor passes: before and after everything that it leaves on the disk."""
-    passed: list[str] = []
-
-    def tick(name: str) -> None:
-        if len(passed) == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        passed.append(name)
-
-    def around(owner: object, name: str) -> None:
-        original = getattr(owner, name)
-
-        def ticking(*arguments, **options):
-            tick(name)
-            result = original(*arguments, **options)
-            tick(name)
-            return result
-
-        setattr(owner, name, ticking)
-
+    boundaries = Boundaries(at)
     tempfile.tempdir = str(folder / ".tmp")  # what it leaves behind goes with the store
     os.fsync = lambda descriptor: None
     store = open_store(folder)
     for owner, name in ((store, "put_if_absent"), (os, "mkdir"), (os, "link"), (os, "rename")):
-        around(owner, name)
+        around(owner, name, boundaries.tick)
     compact(store, run)
-    return passed
+    return boundaries.passed
 
 
 def in_child(work: Callable[[], object]) -> object:
