@@ -16,7 +16,7 @@ from cluster.running import new_node
 from podsteps import spec_of
 from podsteps.tally import expected, pods_of
 from training import adapter_in, undisturbed
-from world import Orchestrator, World, until
+from world import SHORT_LEASE, Orchestrator, World, until
 
 from orbit_core.steps.contract import StepSpec
 from orbit_core.steps.runner import PACKAGE
@@ -85,6 +85,7 @@ def refused(world: World) -> None:
 @scenario
 def crashed(world: World) -> None:
     """A step that crashes is tried again by Kubernetes and goes on from its last commit."""
+    world.site_changes = SHORT_LEASE
     spec = tally(world, faults={"5": "exit 1"})
     run = world.orchestrate(spec, retries=2)
     ends_well(run)
@@ -95,6 +96,7 @@ def crashed(world: World) -> None:
 @scenario
 def used_up(world: World) -> None:
     """A step that crashes more often than it may is given up; asked again, it goes on from its last commit."""
+    world.site_changes = SHORT_LEASE
     spec = tally(world, faults={"5": "exit 1"})
     end = world.orchestrate(spec, retries=0).end()
     assert end["error"] == "GaveUp" and "failed 1 times" in end["message"], end
@@ -108,6 +110,7 @@ def used_up(world: World) -> None:
 @scenario
 def killed(world: World) -> None:
     """A pod killed with SIGKILL is replaced and loses at most the tick in flight."""
+    world.site_changes = SHORT_LEASE
     spec = tally(world)
     run = world.orchestrate(spec, retries=1)
     run.wait_for_tick(4)
@@ -147,7 +150,7 @@ def training_evicted(world: World) -> None:
 
 def training(world: World, retries: int) -> tuple[StepSpec, Orchestrator, str]:
     """The real step of a small run, in the middle of its training, and its pod."""
-    world.site_changes = {"package": PACKAGE}
+    world.site_changes = {"package": PACKAGE, **SHORT_LEASE}
     spec = undisturbed.spec(world.store)
     run = world.orchestrate(spec, retries=retries, memory_gib=2, grace_seconds=20)
     run.wait_for_tick(4)
@@ -183,6 +186,7 @@ def preempted(world: World) -> None:
 @scenario
 def node_deleted(world: World) -> None:
     """A node that dies and is taken out costs no try: the step goes on elsewhere from its last commit."""
+    world.site_changes = SHORT_LEASE
     spec = tally(world)
     run = world.orchestrate(spec, retries=0)
     run.wait_for_tick(4)
@@ -385,6 +389,7 @@ def cut_off(world: World) -> None:
 @scenario
 def frozen(world: World) -> None:
     """A pod that was frozen, given up and replaced commits nothing when it wakes."""
+    world.site_changes = SHORT_LEASE
     spec, node = tally(world, to=60), world.cluster.node
     run = world.orchestrate(spec, retries=0)
     run.wait_for_tick(2)
