@@ -64,10 +64,10 @@ def catches(process: int, number: signal.Signals) -> bool:
 
 
 class Guard:
-    """Ends everything marked with `cluster`, and removes `folder`, as soon as we are gone or `release` is called."""
+    """Ends everything marked with `mark`, and removes `folders`, as soon as we are gone or `release` is called."""
 
-    def __init__(self, cluster: str, folder: Path) -> None:
-        command = [sys.executable, __file__, cluster, str(folder)]
+    def __init__(self, mark: str, *folders: Path) -> None:
+        command = [sys.executable, __file__, mark, *map(str, folders)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     def release(self) -> None:
@@ -79,4 +79,5 @@ class Guard:
 if __name__ == "__main__":
     sys.stdin.buffer.read()
     kill_marked(CLUSTER_MARK, sys.argv[1])
-    shutil.rmtree(sys.argv[2], ignore_errors=True)
+    for folder in sys.argv[2:]:
+        shutil.rmtree(folder, ignore_errors=True)

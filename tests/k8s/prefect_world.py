@@ -10,13 +10,14 @@ import socket
 import subprocess
 import sys
 import urllib.request
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 from uuid import UUID
 
-from cluster.processes import descendants
+from cluster.processes import CLUSTER_MARK, Guard, descendants
 from world import PATIENCE_SECONDS, ROOT, World, until
 
 HERE = Path(__file__).parent
@@ -24,7 +25,10 @@ COMMAND_SECONDS = 1800.0  # one may watch a whole run
 
 
 class PrefectServer:
-    """`with PrefectServer(folder) as server:` Its database and leases outlive `kill` and `start`."""
+    """`with PrefectServer(folder) as server:` Its database and leases outlive `kill` and `start`.
+
+    Whatever has its environment ends with it, also when the tests are killed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,15 +45,19 @@ class PrefectServer:
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_RUNNER_POLL_FREQUENCY": "1",
             "DO_NOT_TRACK": "1",
+            CLUSTER_MARK: f"prefect-{uuid.uuid4().hex[:12]}",
         }
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> PrefectServer:
+        self._guard = Guard(self.environment[CLUSTER_MARK])
         self.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.kill()
+        self._guard.release()
+        if self.process is not None:
+            self.process.wait()
 
     def start(self) -> None:
         command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
@@ -191,7 +199,7 @@ def flow_runs(server: PrefectServer, world: World) -> Iterator[Any]:
     from orbit_core.recipe import Resources
 
     with temporary_settings({PREFECT_API_URL: server.url}), get_client(sync_client=True) as api:
-        deployment = _deploy(server, api, world.namespace)
+        deployment = _deploy(api, world.namespace)
         worker = Worker(server, world)
 
         def run(spec: Any, **resources: Any) -> FlowRun:
@@ -212,9 +220,20 @@ def flow_runs(server: PrefectServer, world: World) -> Iterator[Any]:
             worker.kill()
 
 
-def _deploy(server: PrefectServer, api: Any, pool: str) -> UUID:
-    """The flow, on a pool of its own: side by side, a worker must not take another scenario's run."""
-    prefect(server, "work-pool", "create", pool, "--type", "process")
-    prefect(server, "deploy", f"{HERE / 'podflow.py'}:tally", "--name", pool, "--pool", pool, cwd=HERE)
-    found: UUID = api.read_deployment_by_name(f"tally/{pool}").id
+def _deploy(api: Any, pool: str) -> UUID:
+    """The flow, on a pool of its own: side by side, a worker must not take another scenario's run.
+
+    The same calls that `prefect work-pool create` and `prefect deploy` send, without their seconds of start.
+    """
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    api.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    found: UUID = api.create_deployment(
+        api.create_flow_from_name("tally"),
+        pool,
+        entrypoint="podflow.py:tally",
+        work_pool_name=pool,
+        pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(HERE)}}],
+        enforce_parameter_schema=False,
+    )
     return found
