@@ -11,7 +11,9 @@ A repeated request may have been carried out before; that it does no harm is the
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -47,7 +49,7 @@ class PatientS3(s3fs.S3FileSystem):
     """s3fs, with every request repeated as the module says. Without listing caches: what another process has written
     must be seen at once."""
 
-    cachable = False  # by fsspec: a store has a client of its own
+    cachable = False  # by fsspec, which would not see that the environment has changed: see client_of
 
     def __init__(self, patience: float) -> None:
         super().__init__(
@@ -88,6 +90,18 @@ class PatientS3(s3fs.S3FileSystem):
                     _log.warning("the store does not answer; waiting for up to %.0f s: %s", self.patience, error)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def client_of(patience: float) -> PatientS3:
+    """The client of this process for the AWS environment as it is now. To make one costs a tenth of a second, and a
+    process opens the same store many times."""
+    environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    return _client(patience, os.getpid(), environment)
+
+
+@functools.lru_cache(maxsize=8)
+def _client(patience: float, process: int, environment: tuple[tuple[str, str], ...]) -> PatientS3:
+    return PatientS3(patience)
 
 
 def passes(error: BaseException) -> bool:

@@ -21,7 +21,7 @@ from fsspec.asyn import sync
 
 from orbit_core.errors import InputError, OrbitError
 from orbit_core.store.base import check_path
-from orbit_core.store.requests import PARALLEL, PASSING_FAULTS, PatientS3, code_of
+from orbit_core.store.requests import PARALLEL, PASSING_FAULTS, client_of, code_of
 
 PATIENCE_SECONDS = 120.0  # that a request waits for a server that is away
 UPLOAD_PART = 50 << 20  # bytes; larger where a file would need more than S3's 10,000 parts
@@ -42,7 +42,7 @@ class S3Store:
         self.bucket, self.prefix = bucket, prefix.strip("/")
         self.root = f"{bucket}/{self.prefix}".rstrip("/")
         self.url = f"s3://{self.root}"
-        self._s3 = PatientS3(patience)
+        self._s3 = client_of(patience)
 
     def patient(self, seconds: float) -> S3Store:
         return S3Store(self.bucket, self.prefix, seconds)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orbit_core.store.base import Store
+from orbit_core.store.requests import PatientS3
 from orbit_core.store.s3 import S3Store
 
 COUNTED = ("read", "read_end", "exists", "names", "list", "put_if_absent", "put", "delete", "download")
@@ -44,7 +45,7 @@ class CountedStore:
 def count_requests(store: S3Store) -> Counter[str]:
     """From now on the requests that the store sends to S3, by their names in S3's protocol."""
     requests: Counter[str] = Counter()
-    filesystem = store._s3
+    filesystem = store._s3 = PatientS3(store._s3.patience)  # not the one that it shares with other stores
     send, get = filesystem._call_s3, filesystem.get_bytes
 
     async def counted(method: str, *arguments: Any, **options: Any) -> Any:
