@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prefect_world import FlowRun, PrefectServer, Worker
+from prefect_world import LOOK_SECONDS, FlowRun, PrefectServer, Worker
 from scenarios import check_whole, tally
 from world import World, until
 
@@ -87,7 +87,7 @@ def retried_while_running(deployed: DeployedWorld) -> None:
     """Retry sent to a run that is running starts a second flow process, which adopts the Job: no second pod."""
     spec, run, uid = deployed.started(to=100)
     run.retry()
-    until(lambda: run.api.read_flow_run(run.id).run_count > 1, "the second flow process")
+    until(lambda: run.api.read_flow_run(run.id).run_count > 1, "the second flow process", pause=LOOK_SECONDS)
     until(lambda: deployed.world.artifact(spec), "the artifact")
     run.wait_for_state("Completed")
     assert deployed.world.job(spec)["metadata"]["uid"] == uid

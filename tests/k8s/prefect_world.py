@@ -22,6 +22,7 @@ from world import PATIENCE_SECONDS, ROOT, World, until
 
 HERE = Path(__file__).parent
 COMMAND_SECONDS = 1800.0  # one may watch a whole run
+LOOK_SECONDS = 0.5  # between two looks: each is a query of the server, which has others to serve
 
 
 class PrefectServer:
@@ -130,11 +131,9 @@ class FlowRun:
         return self.api.read_flow_run(self.id).state
 
     def wait_for_state(self, *names: str, patience: float = PATIENCE_SECONDS) -> Any:
-        until(lambda: self.state is not None and self.state.name in names, f"the run to be {names}", patience, None)
+        reached = lambda: self.state is not None and self.state.name in names  # noqa: E731
+        until(reached, f"the run to be {names}", patience, pause=LOOK_SECONDS)
         return self.state
-
-    def wait_for_log(self, words: str, patience: float = PATIENCE_SECONDS) -> None:
-        until(lambda: any(words in line for line in self.log()), f"{words!r} in the run's log", patience)
 
     def log(self) -> list[str]:
         from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId

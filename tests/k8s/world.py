@@ -219,7 +219,11 @@ def _is_tick(event: Event) -> bool:
 
 
 def until(
-    look: Callable[[], Any], what: str, patience: float = PATIENCE_SECONDS, whose: Orchestrator | None = None
+    look: Callable[[], Any],
+    what: str,
+    patience: float = PATIENCE_SECONDS,
+    whose: Orchestrator | None = None,
+    pause: float = 0.15,
 ) -> Any:
     """What `look` returns as soon as it is true; AssertionError with all that is known after `patience` seconds."""
     deadline = time.monotonic() + patience
@@ -235,7 +239,7 @@ def until(
                 return found
             story = f"\n{whose.describe()}" if whose else ""
             raise AssertionError(f"waited {'in vain' if over else f'{patience:.0f} s'} for {what}{story}")
-        time.sleep(0.15)
+        time.sleep(pause)
 
 
 @contextlib.contextmanager
