@@ -11,7 +11,7 @@ the commits of the first and goes on. Rollouts and trainer state are in the stor
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,11 @@ def run(context: StepContext) -> dict[str, Any]:
     context.progress(0, total, f"run {run_id}: {len(loop.prompts)} prompts")
     last = loop.run(context.should_stop, lambda commit: _report(context, commit, total))
 
-    commits = list(loop.recorder.reader.commits())
     tensors, base = loop.trainer.export_adapter(), context.spec.inputs["quantized"].digest
     written = save_adapter(context.output / "adapter", tensors, params.adapter, base_digest=base)
     if written != last.adapter_digest:
         raise OrbitError(f"adapter of run {run_id}: expected digest {last.adapter_digest}, found {written} as written")
-    _write_metrics(context.output / "metrics.jsonl", commits)
-    facts = summarise(commits, last)
+    facts = summarise(_written(context.output / "metrics.jsonl", loop.recorder.reader.commits()), last)
     (context.output / "summary.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return facts
 
@@ -98,32 +96,46 @@ def _report(context: StepContext, commit: Commit, total: int) -> None:
     context.progress(commit.step + 1, total, message, reward=metrics["reward_mean"], accuracy=metrics["accuracy"])
 
 
-def _write_metrics(path: Path, commits: Sequence[Commit]) -> None:
-    rows = [json.dumps({"step": commit.step, **commit.metrics}, sort_keys=True) for commit in commits]
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+def _written(path: Path, commits: Iterable[Commit]) -> Iterator[Commit]:
+    """The commits as they come, each with its row written."""
+    with path.open("w", encoding="utf-8") as file:
+        for commit in commits:
+            file.write(json.dumps({"step": commit.step, **commit.metrics}, sort_keys=True) + "\n")
+            yield commit
 
 
-def summarise(commits: Sequence[Commit], last: Commit) -> dict[str, Any]:
-    """The facts of a run, from the commits of all its steps. The mean gap is over tokens, not over steps."""
-
-    def series(name: str) -> list[float]:
-        return [commit.metrics[name] for commit in commits if name in commit.metrics]
-
-    tokens, gaps = series("scored_tokens"), series("logprob_gap_mean")
-    phases = sorted({name for commit in commits for name in commit.metrics if name.startswith("seconds_")})
+def summarise(commits: Iterable[Commit], last: Commit) -> dict[str, Any]:
+    """The facts of a run, from the commits of all its steps, of which one at a time is held: there may be ten thousand.
+    The mean gap is over tokens, not over steps."""
+    first: Commit | None = None
+    steps = rows = 0
+    sums: dict[str, float] = {}
+    highest: dict[str, float] = {}
+    gaps = 0.0
+    for commit in commits:
+        first, steps, rows = first or commit, steps + 1, rows + commit.rows
+        gaps += commit.metrics["scored_tokens"] * commit.metrics["logprob_gap_mean"]
+        for name, value in commit.metrics.items():
+            sums[name] = sums.get(name, 0.0) + value
+            highest[name] = max(value, highest.get(name, value))
+    assert first is not None, "a run has a step"
     return {
         "run": last.run,
-        "steps": len(commits),
-        "rows": sum(commit.rows for commit in commits),
-        "rows_trained": int(sum(series("rows_trained"))),
-        "reward_first": series("reward_mean")[0],
-        "reward_last": series("reward_mean")[-1],
-        "accuracy_first": series("accuracy")[0],
-        "accuracy_last": series("accuracy")[-1],
-        "logprob_gap_mean": sum(n * gap for n, gap in zip(tokens, gaps, strict=True)) / max(1.0, sum(tokens)),
-        "logprob_gap_max": max(series("logprob_gap_max")),
-        "max_orthogonality_error": max(series("max_orthogonality_error"), default=None),
+        "steps": steps,
+        "rows": rows,
+        "rows_trained": int(sums["rows_trained"]),
+        "reward_first": first.metrics["reward_mean"],
+        "reward_last": last.metrics["reward_mean"],
+        "accuracy_first": first.metrics["accuracy"],
+        "accuracy_last": last.metrics["accuracy"],
+        "logprob_gap_mean": gaps / max(1.0, sums["scored_tokens"]),
+        "logprob_gap_max": highest["logprob_gap_max"],
+        "max_orthogonality_error": highest.get("max_orthogonality_error"),
         "adapter_digest": last.adapter_digest,
         "adapter_version": last.adapter_version,
-        "seconds": {name.removeprefix("seconds_"): round(sum(series(name)), 3) for name in phases},
+        "seconds": {
+            name.removeprefix("seconds_"): round(total, 3)
+            for name, total in sorted(sums.items())
+            if name.startswith("seconds_")
+        },
     }

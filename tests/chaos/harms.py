@@ -22,6 +22,8 @@ from boundaries import Boundaries, around
 from cluster.processes import descendants
 from trials import Trial
 
+from orbit_core.errors import ExitCode
+
 Harm = Callable[[Trial, random.Random, float], str]
 HARMS: dict[str, Harm] = {}
 LEASE_SECONDS = 1.0
@@ -66,7 +68,7 @@ def frozen_and_replaced(trial: Trial, chance: random.Random, seconds: float) -> 
     second.wait(2 * LEASE_SECONDS + woken)
     first.signal(signal.SIGCONT)
     ended = [first.wait(), second.wait()]
-    assert 0 in ended, f"neither finished: exit codes {ended}\n{trial.tail()}"
+    _one_is_done(trial, *ended)
     return f"after {instant:.2f} s, woken {woken:.2f} s after its lease had passed; exit codes {ended}"
 
 
@@ -82,8 +84,7 @@ def two_at_once(trial: Trial, chance: random.Random, seconds: float) -> str:
     instant = chance.uniform(0, seconds)
     victim.wait(instant)
     victim.kill()
-    code = other.wait()
-    assert code == 0, f"the one that was left alone ended with {code}\n{trial.tail()}"
+    _one_is_done(trial, other.wait())
     return f"{apart:.2f} s apart, {'with' if leased else 'without'} leases, one killed after {instant:.2f} s"
 
 
@@ -98,9 +99,16 @@ def clock_jumps(trial: Trial, chance: random.Random, seconds: float) -> str:
     instant = chance.uniform(0, seconds)
     runners[0].wait(instant)
     runners[0].kill()
-    code = runners[1].wait()
-    assert code == 0, f"exit code {code}\n{trial.tail()}"
+    _one_is_done(trial, runners[1].wait())
     return f"one of two killed after {instant:.2f} s"
+
+
+def _one_is_done(trial: Trial, *ended: int | None) -> None:
+    """Of the runners that nobody killed. Or they ask to be started again: a machine too crowded to write a beat within
+    a second takes the lease from whoever holds it."""
+    late = "no beat could be written" in trial.log.read_text(errors="replace")
+    again = late and set(ended) == {ExitCode.RESUMABLE}
+    assert 0 in ended or again, f"exit codes {ended} of those left alone\n{trial.tail()}"
 
 
 def _jumping_clock(seed: int) -> Callable[[], None]:
