@@ -24,7 +24,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orbit_core.errors import ExitCode, InputError, Interrupted, OrbitError
+from orbit_core.errors import ExitCode, InputError, Interrupted, OrbitError, Stopped
 from orbit_core.executors.lifetime import die_with
 from orbit_core.secrets import MaskingFormatter, masked, masked_all
 from orbit_core.steps.contract import StepSpec
@@ -76,7 +76,7 @@ class StopRequest:
         at_once = self.requested or not self.asked
         self.requested = True
         if at_once:
-            raise Interrupted(self.reason or f"stopped by {signal.Signals(number).name}")
+            raise Stopped(self.reason or f"stopped by {signal.Signals(number).name}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -98,16 +98,22 @@ def main(arguments: list[str] | None = None) -> int:
             holder = Holder(options.holder, options.lease_seconds, stop.stop) if options.holder else None
             run_step(spec, events.emit, stop, options.scratch, options.package, holder)
         return ExitCode.DONE
+    except Stopped as error:
+        return _told(Interrupted(str(error)), events)
     except OrbitError as error:
-        print(masked(str(error)), file=sys.stderr)
-        names = ("what", "expected", "found", "fix") if isinstance(error, InputError) else ()
-        details = {name: getattr(error, name) for name in names}
-        events.emit("error", kind=type(error).__name__, message=str(error), **details)
-        return error.exit_code
+        return _told(error, events)
     except Exception as error:
         print(masked(traceback.format_exc()), end="", file=sys.stderr)
         events.emit("error", kind=type(error).__name__, message=f"{type(error).__name__}: {error}")
         return 1
+
+
+def _told(error: OrbitError, events: Events) -> int:
+    print(masked(str(error)), file=sys.stderr)
+    names = ("what", "expected", "found", "fix") if isinstance(error, InputError) else ()
+    details = {name: getattr(error, name) for name in names}
+    events.emit("error", kind=type(error).__name__, message=str(error), **details)
+    return error.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -46,3 +46,11 @@ class Interrupted(OrbitError):
     """Stopped on request after finishing the step in flight; starting again resumes."""
 
     exit_code = ExitCode.RESUMABLE
+
+
+class Stopped(BaseException):
+    """What a signal handler raises, wherever the code happens to be; means what Interrupted does.
+
+    Not an Exception: raised in the middle of reading a file, it must not be taken for what is wrong with the file, and
+    end with the exit code that forbids another try.
+    """

@@ -1,6 +1,7 @@
 """Harm training runs, finish them, and compare each with one that nobody touched.
 
-    python tests/chaos/chaos.py --trials 1000 --seed 0 --out tests/chaos/trials.json [--only killed ...] [--boundaries]
+    python tests/chaos/chaos.py --trials 1000 --seed 0 --out tests/chaos/trials.json [--only killed ...]
+        [--boundaries] [--bad-store]
 
 The run is the demo recipe with fewer steps (`--recipe`, `--set`). Every harm of harms.py is tried equally often, its
 instants drawn from `--seed`; with `--boundaries` a run is killed once at each boundary of each write as well. A trial
@@ -11,6 +12,7 @@ and the names of all files that a reader could find. Prints a line per trial; ex
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import sys
@@ -26,7 +28,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1]), str(HERE.pare
 
 import yaml  # noqa: E402
 from harms import HARMS, at_boundary, counting  # noqa: E402
-from trials import Trial, outcome, prepare, warm_up  # noqa: E402
+from places import BadBucket, Folders, bad_bucket  # noqa: E402
+from trials import Outcome, Trial, prepare, warm_up  # noqa: E402
 
 from orbit_core.recipe import Recipe  # noqa: E402
 
@@ -45,17 +48,17 @@ class Result:
 class Bench:
     """An undisturbed run, and others to be compared with it."""
 
-    def __init__(self, recipe: Recipe, prepared: Path, folder: Path) -> None:
-        self.recipe, self.prepared, self.folder = recipe, prepared, folder
-        warm_up()
+    def __init__(self, recipe: Recipe, place: Folders | BadBucket, prepared: Path, folder: Path) -> None:
+        self.recipe, self.place, self.prepared, self.folder = recipe, place, prepared, folder
+        warm_up(place)
         trial, marks = self._trial("undisturbed"), folder / "boundaries"
         process = trial.start(counting(marks))
         assert process.wait() == 0, trial.tail()
-        self.expected, self.boundaries = outcome(trial), marks.stat().st_size
+        self.expected, self.boundaries = trial.outcome(), marks.stat().st_size if marks.exists() else 0
         trial.close()
         trial = self._trial("again")
         trial.finish()
-        assert outcome(trial) == self.expected, "two undisturbed runs differ"
+        assert not (difference := self._difference_to(trial.outcome())), f"two undisturbed runs differ: {difference}"
         self.seconds = trial.processes[0].seconds
         trial.close()
 
@@ -90,15 +93,23 @@ class Bench:
 
     def _difference(self, trial: Trial) -> str:
         trial.finish()
-        found = outcome(trial)
+        return self._difference_to(trial.outcome())
+
+    def _difference_to(self, found: Outcome) -> str:
         return "; ".join(
-            f"{key}: expected {_short(value)}, found {_short(found[key])}"
-            for key, value in self.expected.items()
-            if found[key] != value
+            f"{key}: {_difference_of(value, found[key])}" for key, value in self.expected.items() if found[key] != value
         )
 
     def _trial(self, name: str) -> Trial:
-        return Trial.of(self.recipe, self.prepared, self.folder, name)
+        return Trial.of(self.recipe, self.place, self.prepared, self.folder / name)
+
+
+def _difference_of(expected: object, found: object) -> str:
+    if isinstance(expected, list) and isinstance(found, list):
+        missing = [each for each in expected if each not in found]
+        added = [each for each in found if each not in expected]
+        return f"missing {_short(missing)}, added {_short(added)}"
+    return f"expected {_short(expected)}, found {_short(found)}"
 
 
 def _short(value: object) -> str:
@@ -124,6 +135,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", default=[], choices=[*HARMS])
     parser.add_argument("--boundaries", action="store_true", help="also a kill at every boundary of every write")
+    parser.add_argument("--bad-store", action="store_true", help="in a bucket whose server fails, see tests/faults")
     parser.add_argument("--recipe", default="flows/recipes/demo.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--prepared", type=Path, help="a store whose finished artifacts are taken")
@@ -132,10 +144,13 @@ def main() -> int:
     given = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in arguments.set)}
     recipe = Recipe.load(arguments.recipe, {**SHORT, **given})
     results: list[Result] = []
-    with tempfile.TemporaryDirectory(prefix="orbit-chaos-") as folder:
+    with contextlib.ExitStack() as closing:
+        folder = closing.enter_context(tempfile.TemporaryDirectory(prefix="orbit-chaos-"))
         prepared = arguments.prepared or Path(folder) / "prepared"
         prepare(recipe, prepared)
-        bench = Bench(recipe, prepared, Path(folder))
+        bad = arguments.bad_store
+        place = closing.enter_context(bad_bucket(Path(folder), arguments.seed)) if bad else Folders()
+        bench = Bench(recipe, place, prepared, Path(folder))
         print(f"undisturbed: {bench.seconds:.1f} s, {bench.boundaries} boundaries", flush=True)
         for result in _all(bench, arguments):
             results.append(result)

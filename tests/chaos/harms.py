@@ -26,7 +26,6 @@ from orbit_core.errors import ExitCode
 
 Harm = Callable[[Trial, random.Random, float], str]
 HARMS: dict[str, Harm] = {}
-LEASE_SECONDS = 1.0
 
 
 def harm(function: Harm) -> Harm:
@@ -61,11 +60,11 @@ def asked_and_killed(trial: Trial, chance: random.Random, seconds: float) -> str
 def frozen_and_replaced(trial: Trial, chance: random.Random, seconds: float) -> str:
     """SIGSTOP; another runner takes the lease over; the first wakes in the middle of the second's work, or after it."""
     instant, woken = chance.uniform(0, seconds), chance.uniform(0, 1.5 * seconds)
-    first = trial.start(holder="first", lease_seconds=LEASE_SECONDS)
+    first = trial.start(holder="first")
     first.wait(instant)
     first.signal(signal.SIGSTOP)
-    second = trial.start(holder="second", lease_seconds=LEASE_SECONDS)
-    second.wait(2 * LEASE_SECONDS + woken)
+    second = trial.start(holder="second")
+    second.wait(2 * trial.place.lease_seconds + woken)
     first.signal(signal.SIGCONT)
     ended = [first.wait(), second.wait()]
     _one_is_done(trial, *ended)
@@ -77,9 +76,9 @@ def two_at_once(trial: Trial, chance: random.Random, seconds: float) -> str:
     """Two runners started within a moment, with leases or without; one of them is killed somewhere on the way."""
     leased, apart = chance.random() < 0.5, chance.uniform(0, 0.3)
     names = ("first", "second") if leased else ("", "")
-    first = trial.start(holder=names[0], lease_seconds=LEASE_SECONDS)
+    first = trial.start(holder=names[0])
     time.sleep(apart)
-    second = trial.start(holder=names[1], lease_seconds=LEASE_SECONDS)
+    second = trial.start(holder=names[1])
     victim, other = (first, second) if chance.random() < 0.5 else (second, first)
     instant = chance.uniform(0, seconds)
     victim.wait(instant)
@@ -92,10 +91,7 @@ def two_at_once(trial: Trial, chance: random.Random, seconds: float) -> str:
 def clock_jumps(trial: Trial, chance: random.Random, seconds: float) -> str:
     """The wall clock jumps by up to a day, forwards and backwards, while two runners with leases compete."""
     seeds = [chance.getrandbits(32) for _ in range(2)]
-    runners = [
-        trial.start(_jumping_clock(seed), holder=f"runner-{number}", lease_seconds=LEASE_SECONDS)
-        for number, seed in enumerate(seeds)
-    ]
+    runners = [trial.start(_jumping_clock(seed), holder=f"runner-{number}") for number, seed in enumerate(seeds)]
     instant = chance.uniform(0, seconds)
     runners[0].wait(instant)
     runners[0].kill()
@@ -146,7 +142,7 @@ def flow_killed(trial: Trial, chance: random.Random, seconds: float) -> str:
     """`orbit run`: its process alone is killed, whose step must die with it, or its whole group."""
     file = trial.log.with_name("recipe.yaml")
     file.write_text(yaml.safe_dump(trial.recipe.model_dump(mode="json")))
-    command = [sys.executable, "-m", "flows.cli", "run", str(file), "--store", str(trial.store)]
+    command = [sys.executable, "-m", "flows.cli", "run", str(file), "--store", trial.store]
     environment = {**os.environ, "PREFECT_HOME": str(trial.log.with_name("prefect"))}
     with trial.log.open("ab") as log:
         flow = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)

@@ -1,8 +1,6 @@
 """A training run that can be harmed: started in processes of its own, compared with one that nobody touched.
 
-Processes are forked from this one, which has imported what a training step imports and never runs any of it: a start
-costs a tenth of a second in place of five, so thousands can be tried. What runs in the fork is the real command,
-`python -m orbit_core step train ...`, from its first line on.
+What runs in the fork is the real command, `python -m orbit_core step train ...`, from its first line on.
 """
 
 from __future__ import annotations
@@ -11,17 +9,16 @@ import importlib
 import os
 import re
 import shutil
-import signal
-import sys
-import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # as the demo's recipe has it; torch reads it once
 os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # pyarrow's: a fork has one thread
+
+from forks import Process, in_fork
+from places import BadBucket, Folders
 
 from orbit_core import command
 from orbit_core.executors.local import LocalExecutor
@@ -30,13 +27,13 @@ from orbit_core.recipe import Recipe
 from orbit_core.steps.contract import StepSpec, json_digest
 from orbit_core.store import open_store
 from orbit_core.store.artifacts import ArtifactStore
-from orbit_core.store.rollouts import TIMING_COLUMNS, RolloutReader
+from orbit_core.store.commits import KEEP_STATES
+from orbit_core.store.rollouts import TIMING_COLUMNS, Commit, RolloutReader
 
 IMPORTS = (
     *("orbit_core.steps.train", "orbit_core.trainers.torch", "orbit_core.rollout.torch", "reasoning_gym"),
     *("transformers.models.qwen3.modeling_qwen3", "transformers.models.auto.tokenization_auto", "pyarrow.dataset"),
 )
-PATIENCE_SECONDS = 300.0
 Outcome = dict[str, Any]
 
 
@@ -48,83 +45,36 @@ def prepare(recipe: Recipe, store: Path) -> None:
         LocalExecutor().run(spec, lambda event: None)
 
 
-class Process:
-    """A forked process, leader of its group."""
-
-    def __init__(self, main: Callable[[], int], log: Path) -> None:
-        self.log, self.started, self.seconds, self._status = log, time.monotonic(), 0.0, None
-        self.pid = os.fork()
-        if self.pid == 0:
-            _become(main, log)
-
-    def poll(self) -> int | None:
-        """Exit code, negative for a signal; None while it runs."""
-        if self._status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self._status, self.seconds = os.waitstatus_to_exitcode(status), time.monotonic() - self.started
-        return self._status
-
-    def wait(self, seconds: float = PATIENCE_SECONDS) -> int | None:
-        """Exit code, or None if it still runs after so many seconds."""
-        end = time.monotonic() + seconds
-        while self.poll() is None and time.monotonic() < end:
-            time.sleep(0.005)
-        return self._status
-
-    def signal(self, number: signal.Signals) -> None:
-        if self.poll() is None:
-            os.killpg(self.pid, number)
-
-    def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-        self.wait()
-
-
-def _become(main: Callable[[], int], log: Path) -> NoReturn:
-    code = 1
-    try:
-        os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        code = main()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
 @dataclass
 class Trial:
     """One run in a store of its own. `harm` in `start` is called in the new process before anything of ours runs."""
 
     recipe: Recipe
-    store: Path
-    log: Path
+    place: Folders | BadBucket
+    store: str
+    folder: Path
     processes: list[Process] = field(default_factory=list)
 
     @classmethod
-    def of(cls, recipe: Recipe, prepared: Path, folder: Path, name: str) -> Trial:
-        """In a copy of the prepared store; nothing that is in a store is ever changed, so links will do."""
-        store = folder / name / "store"
-        shutil.copytree(prepared / "artifacts", store / "artifacts", copy_function=os.link)
-        return cls(recipe, store, folder / name / "log")
+    def of(cls, recipe: Recipe, place: Folders | BadBucket, prepared: Path, folder: Path) -> Trial:
+        folder.mkdir()
+        return cls(recipe, place, place.new(folder, prepared), folder)
 
     @property
     def spec(self) -> StepSpec:
-        return plan(self.recipe, str(self.store))["train"]
+        return plan(self.recipe, self.store)["train"]
 
-    def start(self, harm: Callable[[], None] = lambda: None, holder: str = "", lease_seconds: float = 2.0) -> Process:
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    def start(self, harm: Callable[[], None] = lambda: None, holder: str = "") -> Process:
+        """With a `holder` under a lease of the place's seconds."""
         file = self.log.with_name("spec.json")
         if not file.exists():
             file.write_text(self.spec.model_dump_json())
         arguments = ["step", "train", "--spec", str(file)]
-        arguments += ["--holder", holder, "--lease-seconds", str(lease_seconds)] if holder else []
+        arguments += ["--holder", holder, "--lease-seconds", str(self.place.lease_seconds)] if holder else []
 
         def main() -> int:
             harm()
@@ -145,12 +95,18 @@ class Trial:
     def close(self) -> None:
         for process in self.processes:
             process.kill()
-        shutil.rmtree(self.store.parent, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def outcome(self) -> Outcome:
+        """What must be equal whatever happened on the way, as `_outcome` says."""
+        found: Outcome = in_fork(lambda: _outcome(self), self.folder)
+        return found
 
 
-def outcome(trial: Trial) -> Outcome:
-    """What must be equal whatever happened on the way: all that a reader can find, wall clock left out."""
-    store = open_store(str(trial.store))
+def _outcome(trial: Trial) -> Outcome:
+    """All that a reader can find, wall clock left out."""
+    os.environ.update(trial.place.undisturbed)
+    store = open_store(trial.store)
     artifact = ArtifactStore(store).find("train", trial.spec.digest)
     assert artifact is not None, f"no artifact\n{trial.tail()}"
     reader = RolloutReader(store, trial.spec.digest[:16])
@@ -163,20 +119,24 @@ def outcome(trial: Trial) -> Outcome:
         "commits": [c.model_dump(exclude={"metrics", "previous"}) for c in commits],  # the state's sha256 is in them
         "metrics": timeless,
         "rows": [json_digest(step) for step in rows],
-        "visible": sorted(_visible(store.list(), artifact.manifest.attempt)),
+        "visible": sorted(_visible(trial.place, store.list(), artifact.manifest.attempt, commits)),
     }
 
 
-def _visible(paths: list[str], attempt: str) -> set[str]:
-    """What is there, but for what no reader looks at: attempts that no manifest names, and claims of leases."""
+def _visible(place: Folders | BadBucket, paths: list[str], attempt: str, commits: list[Commit]) -> set[str]:
+    """What is there, but for what no reader looks at: attempts that no manifest names, claims of leases, and where
+    sweeps may leave something for later, states that the run has left behind."""
     tries = re.compile(r"artifacts/train/[0-9a-f]{16}/([^/]+)/")
     named = {path for path in paths if not (found := tries.match(path)) or found[1] == attempt}
+    kept = {commit.state.path for commit in commits[-KEEP_STATES:]}
+    if place.listings_late:
+        named = {path for path in named if "/state/" not in path or path in kept}
     return {path.replace(attempt, "ATTEMPT") for path in named if not path.startswith("leases/")}
 
 
-def warm_up() -> None:
+def warm_up(place: Folders | BadBucket) -> None:
     """Imports what the step imports, once for all forks."""
-    for name in IMPORTS:
+    for name in (*IMPORTS, *place.imports):
         importlib.import_module(name)
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, f"{len(threads)} threads: a fork would have one of them"

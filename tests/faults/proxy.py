@@ -45,6 +45,9 @@ class Faults:
     deaf: frozenset[str] = frozenset()
 
 
+BAD = Faults(errors=0.1, cut_up=0.03, cut_down=0.04, lost=0.05, stale=3.0)  # a day on which nothing works well
+
+
 @dataclass
 class Aim:
     """`times` requests of `method` whose path and query contain `text` meet `fault`."""

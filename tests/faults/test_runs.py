@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from bandit import ALGORITHM, bandit_loop
-from proxy import Faults, Proxy
+from proxy import BAD, Faults, Proxy
 from samples import spec_of
 
 from orbit_core.errors import Interrupted
@@ -18,8 +18,6 @@ from orbit_core.store.artifacts import ArtifactStore
 from orbit_core.store.lease import Lease
 from orbit_core.store.rollouts import RolloutReader
 from orbit_core.store.s3 import S3Store
-
-BAD = Faults(errors=0.1, cut_up=0.03, cut_down=0.04, lost=0.05, stale=3.0)
 
 
 def output(folder: Path, content: str) -> Path:

@@ -102,12 +102,14 @@ def test_sigterm_lets_the_step_finish_what_is_in_flight_and_the_next_try_resumes
     assert artifact is not None and artifact.facts["resumed_from"] > 0
 
 
-def test_sigterm_ends_a_step_that_never_asks_at_once(tmp_path: Path) -> None:
-    process = start(spec_of(tmp_path / "store", "linger", seconds=50), tmp_path)
+@pytest.mark.parametrize("step", ["linger", "parse"])
+def test_sigterm_ends_a_step_that_never_asks_at_once(step: str, tmp_path: Path) -> None:
+    process = start(spec_of(tmp_path / "store", step, seconds=50), tmp_path)
     wait_for(process, "progress")
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert finish(process)[0] == 75 and time.monotonic() - began < 40
+    code, events, _ = finish(process)
+    assert code == 75 and events[-1]["kind"] == "Interrupted" and time.monotonic() - began < 40
 
 
 def test_sigterm_is_heard_before_the_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
