@@ -105,11 +105,10 @@ class Architecture:
         except TypeError as error:
             raise InputError(f"{source}: architecture", "the sizes that convert writes", str(error), _AGAIN) from None
         fields = asdict(found)
-        for name, value in {**fields, **(fields.pop("latent") or {})}.items():
-            size = type(value) is int and 0 <= value <= _LARGEST
-            if not {"model_type": value in SUPPORTED, "tied": type(value) is bool, "wrapped": type(value) is bool}.get(
-                name, size
-            ):
+        inner = fields.pop("latent") or {}
+        for name, value in {**fields, **inner}.items():
+            size, flag = type(value) is int and 0 <= value <= _LARGEST, type(value) is bool
+            if not {"model_type": value in SUPPORTED, "tied": flag, "wrapped": flag}.get(name, size):
                 raise InputError(f"{source}: architecture", f"{name} as convert writes it", repr(value)[:80], _AGAIN)
         return found
 
