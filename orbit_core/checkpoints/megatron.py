@@ -33,6 +33,7 @@ from orbit_core.errors import InputError
 from orbit_core.store.growing import Growing
 
 INDEX = "orbit.json"
+MAPPED_BYTES = 256 << 20  # an embedding of more than this is not brought into memory to be copied
 VERSION = 1
 Progress = Callable[[int, int, str], None]
 
@@ -60,6 +61,9 @@ def to_megatron(
     tensors = plan(source.architecture, source.metas, _check_linears(source))
 
     def make(chunk: Chunk) -> Tensor:
+        first = source.stored[chunk.parts[0]]
+        if chunk.fusion.kind == "copy" and first.meta.nbytes > MAPPED_BYTES:
+            return first.mapped().reshape(chunk.sizes)
         return chunk.fusion.fuse([source.tensor(name) for name in chunk.parts]).reshape(chunk.sizes)
 
     places = write_chunks(out, tensors, make, progress, max_file_bytes, growing)

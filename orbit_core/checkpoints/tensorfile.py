@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import mmap
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -74,6 +75,13 @@ class StoredTensor:
     def read(self) -> Tensor:
         """The whole tensor, in memory of its own."""
         return self._read(self.meta.shape, self.offset)
+
+    def mapped(self) -> Tensor:
+        """The whole tensor in pages of the file, for one that is too large to be held. Only to be read, and let go."""
+        with open(self.file, "rb") as file:
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        octets = torch.frombuffer(pages, dtype=torch.uint8, count=self.meta.nbytes, offset=self.offset)
+        return octets.view(self.meta.dtype).view(self.meta.shape)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """[stop - start, ...]: rows along the first dimension."""
