@@ -1,6 +1,6 @@
 """Runs quantize and convert on small models, killed by SIGKILL at each boundary of what they write, and once more.
 
-    python tests/size/kill_converter.py WORK [--every N]
+    python tests/size/kill_converter.py WORK [--every N] [--first N]
 
 Prints one JSON object per step: how many boundaries there were, those at which the second try made other bytes than a
 run that nobody killed, and those at which a unit of work (a tensor, a module, a chunk) was done twice.
@@ -72,7 +72,7 @@ def recorded(store: Path) -> int:
     return sum(line.startswith(b'{"unit"') and line.endswith(b"}") for line in lines)
 
 
-def try_all(every: int, step: str, name: str, source: Path, work: Path, **params: Any) -> dict[str, Any]:
+def try_all(tries: slice, step: str, name: str, source: Path, work: Path, **params: Any) -> dict[str, Any]:
     store = work / "store"
 
     def spec() -> StepSpec:
@@ -82,7 +82,7 @@ def try_all(every: int, step: str, name: str, source: Path, work: Path, **params
     assert isinstance(whole, dict)
     shutil.rmtree(store)
     different, repeated = [], []
-    for number in range(0, len(whole["boundaries"]), every):
+    for number in range(tries.start, len(whole["boundaries"]), tries.step):
         assert in_child(lambda number=number: run_killed_at(spec(), number)) is None
         before = recorded(store)
         second = run(spec())
@@ -101,8 +101,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--every", type=int, default=1, help="only each so manyth boundary")
+    parser.add_argument("--first", type=int, default=0, help="boundary to begin with")
     options = parser.parse_args()
-    work, every = options.work, options.every
+    work, tries = options.work, slice(options.first, None, options.every)
     config = config_of("qwen3", heads=2, groups=1, head_dim=32, inner=128, hidden=128)
     base = write_model(work / "base", config | {"num_hidden_layers": 1}, max_shard_bytes=60_000)
     quantized = work / "quantized"
@@ -112,9 +113,9 @@ def main() -> None:
     convert.to_megatron = functools.partial(convert.to_megatron, max_file_bytes=24_000)  # type: ignore[assignment]
     int4, fp4 = {"format": "int4"}, {"format": "nvfp4"}
     print(json.dumps({
-        "quantize": try_all(every, "quantize", "base", base, work, precision=fp4),
-        "take": try_all(every, "quantize", "base", quantized, work, precision=int4),
-        "convert": try_all(every, "convert", "quantized", quantized, work),
+        "quantize": try_all(tries, "quantize", "base", base, work, precision=fp4),
+        "take": try_all(tries, "quantize", "base", quantized, work, precision=int4),
+        "convert": try_all(tries, "convert", "quantized", quantized, work),
     }))  # fmt: skip
 
 
