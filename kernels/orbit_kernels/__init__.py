@@ -3,7 +3,7 @@
 Knows only torch. Every operation here is the readable reference; a fast path has the same signature and is held to it.
 """
 
-from .formats import FORMATS, FormatError, FormatSpec, PackedWeight, dequantize, detect, quantize, read
+from .formats import FORMATS, FormatError, FormatSpec, PackedWeight, dequantize, detect, is_finite, quantize, read
 from .linear import linear
 from .lora import lora_delta
 from .oft import cayley_neumann, orthogonality_error, rotate, skew, skew_norm
@@ -16,6 +16,7 @@ __all__ = [
     "cayley_neumann",
     "dequantize",
     "detect",
+    "is_finite",
     "linear",
     "lora_delta",
     "orthogonality_error",

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from orbit_core.checkpoints.latent import MODEL_TYPES, WRAPPED, Latent
 from orbit_core.errors import InputError
 
-SUPPORTED = ("qwen3", "qwen3_moe", "llama")
+SUPPORTED = ("qwen3", "qwen3_moe", "llama", *MODEL_TYPES)
 _LARGEST = 2**31 - 1
 _FETCH = "fetch the model's config.json again"
 _AGAIN = "convert again"
@@ -38,6 +39,7 @@ class Architecture:
     tied: bool
     experts: int = 0
     expert_intermediate: int = 0
+    latent: Latent | None = None  # of models with latent attention
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], source: str = "config.json") -> Architecture:
@@ -46,11 +48,17 @@ class Architecture:
         if kind not in SUPPORTED:
             raise InputError(f"{source}: model_type", f"one of {', '.join(SUPPORTED)}", repr(kind), _OTHER)
 
-        def size(name: str, default: int | None = None) -> int:
+        if kind == WRAPPED:
+            text = config.get("text_config")
+            if not isinstance(text, dict):
+                raise InputError(f"{source}: text_config", "what the language model is like", repr(text)[:80], _FETCH)
+            config = text
+
+        def size(name: str, default: int | None = None, least: int = 1) -> int:
             value = config.get(name)
             value = default if value is None else value
-            if type(value) is not int or not 1 <= value <= _LARGEST:
-                raise InputError(f"{source}: {name}", f"an integer of 1 to {_LARGEST}", repr(value)[:80], _FETCH)
+            if type(value) is not int or not least <= value <= _LARGEST:
+                raise InputError(f"{source}: {name}", f"an integer of {least} to {_LARGEST}", repr(value)[:80], _FETCH)
             return value
 
         hidden, heads = size("hidden_size"), size("num_attention_heads")
@@ -59,7 +67,20 @@ class Architecture:
             raise InputError(
                 f"{source}: num_key_value_heads", f"a divisor of {heads} attention heads", str(groups), _FETCH
             )
-        moe = kind == "qwen3_moe"
+        latent = None
+        if kind in MODEL_TYPES:
+            latent = Latent(
+                query=size("q_lora_rank", 0, least=0),
+                key_value=size("kv_lora_rank"),
+                nope=size("qk_nope_head_dim"),
+                rope=size("qk_rope_head_dim"),
+                value=size("v_head_dim"),
+                dense_layers=size("first_k_dense_replace", 0, least=0),
+                shared_experts=size("n_shared_experts", 0, least=0),
+                wrapped=kind == WRAPPED,
+            )
+        moe = kind == "qwen3_moe" or latent is not None
+        routed = config.get("n_routed_experts") if latent else config.get("num_local_experts")
         return cls(
             model_type=kind,
             layers=size("num_hidden_layers"),
@@ -71,21 +92,25 @@ class Architecture:
             vocabulary=size("vocab_size"),
             tied=bool(config.get("tie_word_embeddings", False)),
             # transformers 5 writes num_local_experts or num_experts, depending on its release
-            experts=size("num_experts", config.get("num_local_experts")) if moe else 0,
+            experts=size("num_experts", routed) if moe else 0,
             expert_intermediate=size("moe_intermediate_size") if moe else 0,
+            latent=latent,
         )
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], source: str) -> Architecture:
         try:
-            found = cls(**content)
+            latent = content.get("latent")
+            found = cls(**{**content, "latent": None if latent is None else Latent(**latent)})
         except TypeError as error:
             raise InputError(f"{source}: architecture", "the sizes that convert writes", str(error), _AGAIN) from None
-        for name, value in asdict(found).items():
-            size = type(value) is int and 0 <= value <= _LARGEST
-            if not {"model_type": value in SUPPORTED, "tied": type(value) is bool}.get(name, size):
+        fields = asdict(found)
+        inner = fields.pop("latent") or {}
+        for name, value in {**fields, **inner}.items():
+            size, flag = type(value) is int and 0 <= value <= _LARGEST, type(value) is bool
+            if not {"model_type": value in SUPPORTED, "tied": flag, "wrapped": flag}.get(name, size):
                 raise InputError(f"{source}: architecture", f"{name} as convert writes it", repr(value)[:80], _AGAIN)
         return found
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}

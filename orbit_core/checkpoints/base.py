@@ -76,7 +76,7 @@ class Checkpoint(ABC):
             packed = self._is_packed(module, suffixes)
             for suffix in suffixes:
                 if not packed or suffix in _PLAIN_SUFFIXES:
-                    yield _join(module, suffix), self.tensor(_join(module, suffix))
+                    yield join(module, suffix), self.tensor(join(module, suffix))
 
     def formats(self) -> dict[str, FormatSpec]:
         """Linear module -> its number format, told from names and shapes alone (int4: and its stored shape)."""
@@ -123,7 +123,7 @@ class Checkpoint(ABC):
             raise InputError(f"module {module}", "a supported number format", str(error), _FETCH) from None
 
     def _read(self, module: str, suffixes: list[str]) -> PackedWeight:
-        tensors = {suffix: self.tensor(_join(module, suffix)) for suffix in suffixes}
+        tensors = {suffix: self.tensor(join(module, suffix)) for suffix in suffixes}
         try:
             return read(tensors, self.quantization_config)
         except FormatError as error:
@@ -133,5 +133,5 @@ class Checkpoint(ABC):
             raise InputError(f"module {module}", "a weight in a known number format", str(error), fix) from None
 
 
-def _join(module: str, suffix: str) -> str:
+def join(module: str, suffix: str) -> str:
     return f"{module}.{suffix}" if module else suffix

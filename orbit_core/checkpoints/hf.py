@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,10 +28,13 @@ from orbit_core.checkpoints.tensorfile import (
     SafetensorsWriter,
     StoredTensor,
     TensorMeta,
+    header_of,
     natural_order,
     read_safetensors,
 )
 from orbit_core.errors import InputError
+from orbit_core.store.digests import sha256_of
+from orbit_core.store.growing import Growing
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -103,26 +107,54 @@ class HFWriter:
 
     plan             name -> dtype and shape of every tensor, in the order in which they fill the shards
     max_shard_bytes  a shard ends before it would exceed this; a larger tensor gets a shard of its own
+    growing          where the shards grow (begun with the plan here), for a writer that goes on where a dead one was
 
     `add` takes whole tensors, `append` rows of one, in any order of names; memory is the caller's piece and no more.
     Used as a context manager it closes on success; on an error the half-written files stay for the caller to discard.
     """
 
     def __init__(
-        self, directory: str | Path, plan: Mapping[str, TensorMeta], max_shard_bytes: int = SHARD_BYTES
+        self,
+        directory: str | Path,
+        plan: Mapping[str, TensorMeta],
+        max_shard_bytes: int = SHARD_BYTES,
+        growing: Growing | None = None,
     ) -> None:
-        self.directory = Path(directory)
-        self.directory.mkdir(parents=True, exist_ok=True)
         shards = _split(plan, max_shard_bytes)
         count = len(shards)
-        names = [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-        self._shard_of = {name: i for i, shard in enumerate(shards) for name in shard}
-        self._names = names
-        self._plan = plan
-        self._writers = [
-            SafetensorsWriter(self.directory / file, {name: plan[name] for name in shard}, {"format": "pt"})
-            for file, shard in zip(names, shards, strict=True)
-        ]
+        numbered = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+        self._lay_out(
+            Path(directory), plan, dict(zip([SINGLE] if count == 1 else numbered, shards, strict=True)), growing
+        )
+
+    @classmethod
+    def like(cls, base: HFCheckpoint, directory: Path, growing: Growing) -> HFWriter:
+        """Writes the safetensors files of `base` again, every byte at its place; not the index."""
+        writer = cls.__new__(cls)
+        files: dict[str, list[str]] = {file.name: [] for file in base.files}
+        for name, stored in sorted(base.stored.items(), key=lambda item: item[1].offset):
+            files[stored.file.name].append(name)
+        writer._lay_out(directory, base.metas, files, growing, {file.name: header_of(file) for file in base.files})
+        return writer
+
+    def _lay_out(
+        self,
+        directory: Path,
+        plan: Mapping[str, TensorMeta],
+        files: Mapping[str, list[str]],
+        growing: Growing | None,
+        headers: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> None:
+        self.directory = directory
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._plan, self._files, self._headers, self._growing = plan, files, headers, growing
+        self._file_of = {name: file for file, names in files.items() for name in names}
+        self._writers: dict[str, SafetensorsWriter] = {}
+        self._filled: set[str] = set()
+        if growing is not None:
+            about = {name: [str(meta.dtype), *meta.shape] for name, meta in plan.items()}
+            growing.begin([files, about, {file: sha256_of([raw]) for file, raw in headers.items()}])
+            self._filled = set(growing.digests)
 
     def add(self, name: str, tensor: Tensor) -> None:
         """A whole tensor. Raises ValueError when it is not as planned."""
@@ -132,15 +164,39 @@ class HFWriter:
 
     def append(self, name: str, rows: Tensor) -> None:
         """The next rows of a tensor along its first dimension."""
-        self._writers[self._shard_of[name]].append(name, rows)
+        file = self._file_of[name]
+        if file not in self._filled:  # else by an earlier try, whose record of it was lost
+            self._writer(file).append(name, rows)
+
+    def has(self, unit: str, names: Iterable[str]) -> bool:
+        """Whether an earlier try has written the tensors `names` and recorded them as `unit`: they count then."""
+        if self._growing is None or unit not in self._growing.units:
+            return False
+        names = list(names)
+        for name in names:
+            if self._file_of[name] not in self._filled:
+                self._writer(self._file_of[name]).skip(name)
+        self._finish_filled(names)
+        return True
+
+    def record(self, unit: str, names: Iterable[str], **facts: Any) -> None:
+        """The tensors `names` are written: whoever comes after a crash need not write them again."""
+        if self._growing is not None:
+            names = list(names)
+            self._growing.record(unit, *sorted({self._file_of[name] for name in names}), **facts)
+            self._finish_filled(names)
 
     def close(self) -> None:
-        for writer in self._writers:
-            writer.close()
-        if len(self._writers) > 1:
+        """Make everything durable. Raises ValueError when planned rows never came."""
+        for file in self._files:
+            if file not in self._filled:
+                self._finish(file)
+        if self._growing is not None:
+            self._growing.hand_over(self.directory)
+        if len(self._files) > 1 and not self._headers:
             index = {
                 "metadata": {"total_size": sum(meta.nbytes for meta in self._plan.values())},
-                "weight_map": {name: self._names[self._shard_of[name]] for name in sorted(self._plan)},
+                "weight_map": {name: self._file_of[name] for name in sorted(self._plan)},
             }
             write_json(self.directory / INDEX, index)
 
@@ -150,9 +206,33 @@ class HFWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
-        else:
-            for writer in self._writers:
-                writer.abort()
+            return
+        for writer in self._writers.values():
+            writer.abort()
+        if self._growing is not None:
+            self._growing.close()
+
+    def _writer(self, file: str) -> SafetensorsWriter:
+        if file not in self._writers:
+            growing = self._growing
+            path = self.directory / file if growing is None else growing.part(file)
+            plan = {name: self._plan[name] for name in self._files[file]}
+            header = self._headers.get(file, b"")
+            self._writers[file] = SafetensorsWriter(path, plan, {"format": "pt"}, growing is not None, header)
+        return self._writers[file]
+
+    def _finish_filled(self, names: Iterable[str]) -> None:
+        for file in {self._file_of[name] for name in names} - self._filled:
+            if self._writer(file).is_filled:
+                self._finish(file)
+
+    def _finish(self, file: str) -> None:
+        writer = self._writer(file)
+        writer.close(durable=self._growing is None)
+        if self._growing is not None:
+            self._growing.finish(file)
+        del self._writers[file]
+        self._filled.add(file)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

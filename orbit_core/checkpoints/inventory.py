@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from orbit_core.checkpoints import latent
 from orbit_core.checkpoints.architecture import Architecture
 from orbit_core.checkpoints.layout import rows_of
 from orbit_core.errors import InputError
@@ -32,10 +33,17 @@ class Inventory:
             raise InputError(f"{where}: num_hidden_layers", "as many layers as the checkpoint has", found, _FETCH)
         self.architecture, self.where = architecture, where
         self._seen: set[str] = set()
+        self._listed: dict[str, tuple[int, ...]] | None = None
+        if architecture.latent is not None:
+            sparse = architecture.layers - architecture.latent.dense_layers
+            if sparse * architecture.experts > tensors:
+                found = f"{architecture.experts} in {sparse} layers, for {tensors} tensors"
+                raise InputError(f"{where}: n_routed_experts", "as many as the checkpoint has", found, _FETCH)
+            self._listed = dict(latent.expected(architecture))
 
     def take(self, name: str, shape: tuple[int, ...]) -> None:
         """Raises InputError for a name that the config does not imply, or another shape."""
-        if name.endswith(_DERIVED):
+        if name.endswith(_DERIVED) or latent.is_carried(self.architecture, name):
             return
         expected = self._shape(name)
         if expected is None:
@@ -47,7 +55,7 @@ class Inventory:
     def check_complete(self) -> None:
         """Raises InputError naming the first tensor that never came."""
         experts = self.architecture.experts
-        if experts and not any(name.endswith(".mlp.gate.weight") for name in self._seen):
+        if experts and self._listed is None and not any(name.endswith(".mlp.gate.weight") for name in self._seen):
             found = f"num_experts {experts}, and no layer with experts"
             raise InputError(f"{self.where}: num_experts", "experts in at least one layer", found, _FETCH)
         missing = [name for name in self._required() if name not in self._seen]
@@ -57,6 +65,8 @@ class Inventory:
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
         arch = self.architecture
+        if self._listed is not None:
+            return self._listed.get(name)
         if name in ("model.embed_tokens.weight", "lm_head.weight"):
             return arch.vocabulary, arch.hidden
         if name == "model.norm.weight":
@@ -92,6 +102,9 @@ class Inventory:
         return arch.hidden
 
     def _required(self) -> Iterator[str]:
+        if self._listed is not None:
+            yield from self._listed
+            return
         yield from ("model.embed_tokens.weight", "model.norm.weight")
         if not self.architecture.tied:
             yield "lm_head.weight"

@@ -13,6 +13,7 @@
     model.layers.I.mlp.experts.E.{gate,up}_proj decoder.layers.I.mlp.experts.experts.linear_fc1 [E]
     model.layers.I.mlp.experts.E.down_proj      decoder.layers.I.mlp.experts.experts.linear_fc2 [E]
     model.norm, lm_head                         decoder.final_layernorm, output_layer
+    (models with latent attention)              latent.py
 
 These are the keys of Megatron-Core's sharded state dict with one key per layer (non-homogeneous layers). Experts share
 one key per layer whose first axis is the expert, one chunk each: what both its grouped and its sequential experts save
@@ -30,6 +31,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from orbit_core.checkpoints import latent
 from orbit_core.checkpoints.architecture import Architecture
 from orbit_core.checkpoints.base import LINEARS
 from orbit_core.checkpoints.fusion import Fusion, grid_of
@@ -51,7 +53,8 @@ _ALONE = {  # within a layer, module by module
     "mlp.down_proj": "mlp.linear_fc2",
     "mlp.gate": "mlp.router",
 }
-_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_RENAMED = {"e_score_correction_bias": "expert_bias"}  # of the router
+_LAYER = re.compile(rf"(?:{re.escape(latent.PREFIX)})?model\.layers\.(\d+)\.(.+)")
 _EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(gate_proj|up_proj|down_proj)")
 
 
@@ -115,7 +118,13 @@ def plan(
         for suffix in suffixes:
             names = tuple(f"{source}.{suffix}" for source in place.sources)
             chunk = _chunk(place, suffix, names, metas, fp8_rows)
-            _add(tensors, f"{place.module}.{place.rename or suffix}", chunk, metas[names[0]], architecture)
+            _add(
+                tensors,
+                f"{place.module}.{place.rename or _RENAMED.get(suffix, suffix)}",
+                chunk,
+                metas[names[0]],
+                architecture,
+            )
             taken.update(names)
     left = [name for name in metas if name not in taken]
     if left:
@@ -134,23 +143,29 @@ def plan(
 
 
 def _places(architecture: Architecture, stored: Mapping[str, list[str]]) -> Iterator[_Place]:
+    prefix = latent.prefix_of(architecture)
     for source, module in _OUTSIDE.items():
-        if source in stored:
-            yield _Place(module, (source,))
+        if f"{prefix}{source}" in stored:
+            yield _Place(module, (f"{prefix}{source}",))
         elif source != "lm_head" or not architecture.tied:
-            raise InputError(f"tensor {source}.weight", "in the checkpoint", "missing", "fetch the model again")
+            raise InputError(f"tensor {prefix}{source}.weight", "in the checkpoint", "missing", "fetch the model again")
+    yield from (_Place(module, (module,)) for module in stored if latent.is_carried(architecture, f"{module}.weight"))
     for layer in range(architecture.layers):
         yield from _layer_places(architecture, stored, layer)
 
 
 def _layer_places(architecture: Architecture, stored: Mapping[str, list[str]], layer: int) -> Iterator[_Place]:
-    hf, megatron = f"model.layers.{layer}", f"decoder.layers.{layer}"
+    hf, megatron = f"{latent.prefix_of(architecture)}model.layers.{layer}", f"decoder.layers.{layer}"
     moe = f"{hf}.mlp.gate" in stored
-    yield _Place(f"{megatron}.self_attention.linear_qkv", (f"{hf}.input_layernorm",), rename="layer_norm_weight")
-    qkv = tuple(f"{hf}.self_attn.{name}" for name in _QKV)
-    yield _Place(f"{megatron}.self_attention.linear_qkv", qkv, groups=architecture.query_groups)
+    if architecture.latent is None:
+        yield _Place(f"{megatron}.self_attention.linear_qkv", (f"{hf}.input_layernorm",), rename="layer_norm_weight")
+        qkv = tuple(f"{hf}.self_attn.{name}" for name in _QKV)
+        yield _Place(f"{megatron}.self_attention.linear_qkv", qkv, groups=architecture.query_groups)
+    else:
+        for source, module, rename in latent.attention_places(hf, megatron, stored):
+            yield _Place(module, (source,), rename=rename)
     for source, module in _ALONE.items():
-        if f"{hf}.{source}" in stored:
+        if f"{hf}.{source}" in stored and not (architecture.latent and source in latent.MEGATRON):
             yield _Place(f"{megatron}.{module}", (f"{hf}.{source}",))
     after = f"{hf}.post_attention_layernorm"
     if not moe:
@@ -158,6 +173,11 @@ def _layer_places(architecture: Architecture, stored: Mapping[str, list[str]], l
         yield _Place(f"{megatron}.mlp.linear_fc1", tuple(f"{hf}.mlp.{name}" for name in _GATE_UP))
         return
     yield _Place(f"{megatron}.pre_mlp_layernorm", (after,))
+    shared = f"{hf}.mlp.shared_experts"
+    if f"{shared}.gate_proj" in stored:
+        module = f"{megatron}.mlp.shared_experts"
+        yield _Place(f"{module}.linear_fc1", tuple(f"{shared}.{name}" for name in _GATE_UP))
+        yield _Place(f"{module}.linear_fc2", (f"{shared}.down_proj",))
     for expert in range(architecture.experts):
         base, experts = f"{hf}.mlp.experts.{expert}", f"{megatron}.mlp.experts.experts"
         yield _Place(f"{experts}.linear_fc1", tuple(f"{base}.{name}" for name in _GATE_UP), expert=expert)
@@ -263,9 +283,12 @@ def rows_of(architecture: Architecture, module: str) -> int | None:
     if match is None or name not in LINEARS:
         return None
     hidden, inner = architecture.hidden, architecture.intermediate
+    heads = architecture.latent
+    if heads is not None and match[2].startswith("mlp.shared_experts."):
+        inner = architecture.expert_intermediate * heads.shared_experts
     if _EXPERT.fullmatch(match[2]):
         inner = architecture.expert_intermediate
-    query = architecture.heads * architecture.head_dim
+    query = architecture.heads * (heads.nope + heads.rope if heads else architecture.head_dim)
     key = architecture.query_groups * architecture.head_dim
     return {
         "q_proj": query,

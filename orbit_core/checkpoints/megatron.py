@@ -30,8 +30,10 @@ from orbit_core.checkpoints.scheme import checked_block
 from orbit_core.checkpoints.tensorfile import StoredTensor, TensorMeta, natural_order
 from orbit_core.checkpoints.torch_dist import FILE_BYTES, dtype_from, meta_to_json, write_chunks
 from orbit_core.errors import InputError
+from orbit_core.store.growing import Growing
 
 INDEX = "orbit.json"
+MAPPED_BYTES = 256 << 20  # an embedding of more than this is not brought into memory to be copied
 VERSION = 1
 Progress = Callable[[int, int, str], None]
 
@@ -41,9 +43,15 @@ def _silent(done: int, total: int, name: str) -> None:
 
 
 def to_megatron(
-    hf_dir: str | Path, out_dir: str | Path, progress: Progress = _silent, max_file_bytes: int = FILE_BYTES
+    hf_dir: str | Path,
+    out_dir: str | Path,
+    progress: Progress = _silent,
+    max_file_bytes: int = FILE_BYTES,
+    growing: Growing | None = None,
 ) -> dict[str, Any]:
     """Write a torch_dist checkpoint of a HF directory into the empty directory `out_dir`; returns facts about it.
+
+    With `growing` it goes on at the chunk where a try that died was.
 
     Raises InputError when a tensor has no place, a shape contradicts the config, or parts cannot be fused losslessly.
     """
@@ -53,9 +61,12 @@ def to_megatron(
     tensors = plan(source.architecture, source.metas, _check_linears(source))
 
     def make(chunk: Chunk) -> Tensor:
+        first = source.stored[chunk.parts[0]]
+        if chunk.fusion.kind == "copy" and first.meta.nbytes > MAPPED_BYTES:
+            return first.mapped().reshape(chunk.sizes)
         return chunk.fusion.fuse([source.tensor(name) for name in chunk.parts]).reshape(chunk.sizes)
 
-    places = write_chunks(out, tensors, make, progress, max_file_bytes)
+    places = write_chunks(out, tensors, make, progress, max_file_bytes, growing)
     names = sorted({spec.name for spec in formats.values()} - {"bf16"}) or ["bf16"]
     refined = sum(c.fusion.grid != c.fusion.block for t in tensors.values() for c in t.chunks)
     facts = {

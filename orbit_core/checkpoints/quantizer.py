@@ -2,7 +2,7 @@
 
 Rows pass through in slabs of about a million elements, so that memory stays far below the largest tensor whatever the
 model's size. Rows are independent in INT4 and MXFP4 and independent per 128 in FP8. NVFP4 has one scale per tensor:
-a first pass takes the magnitude, over all of q/k/v and over gate/up together, because serving engines fuse those and
+a first look takes the magnitude, over all of q/k/v and over gate/up together, because serving engines fuse those and
 keep a single scale for the fused weight.
 
 What is quantised: two-dimensional weights of the projections (and of an untied lm_head, when the ignore list lets
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from orbit_kernels import FormatError, FormatSpec, PackedWeight, quantize
+from orbit_kernels import FormatError, FormatSpec, PackedWeight, is_finite, quantize
 from torch import Tensor
 
 from orbit_core.checkpoints.base import LINEARS
@@ -28,6 +28,7 @@ from orbit_core.checkpoints.quantization import is_ignored, quantization_config,
 from orbit_core.checkpoints.tensorfile import TensorMeta
 from orbit_core.errors import InputError
 from orbit_core.recipe import Precision
+from orbit_core.store.growing import Growing
 
 SLAB_ELEMENTS = 1 << 20
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -54,8 +55,11 @@ def quantize_checkpoint(
     precision: Precision,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     max_shard_bytes: int = SHARD_BYTES,
+    growing: Growing | None = None,
 ) -> dict[str, Any]:
     """Write `directory` as a HF checkpoint of `source` in `precision`; returns facts about it.
+
+    With `growing` it goes on at the weight where a try that died was.
 
     Raises InputError naming the tensor: a width that does not divide into groups, NaN or infinity, dtypes other than
     bf16, fp16, fp32, a base that is quantised already.
@@ -63,19 +67,21 @@ def quantize_checkpoint(
     spec = FormatSpec(precision.format, precision.group)
     sources = dict(published(source))
     targets = {name: _spec_of(name, sources[name], spec, precision) for name in sources}
-    plan: dict[str, TensorMeta] = {}
-    for name, where in sources.items():
-        plan.update(_planned(source, name, where, targets[name]))
-    shared = _shared_magnitudes(source, sources, targets) if spec.name == "nvfp4" else {}
+    made = {name: _planned(source, name, where, targets[name]) for name, where in sources.items()}
+    plan = {stored: meta for metas in made.values() for stored, meta in metas.items()}
+    shared = _SharedMagnitudes(source, sources, targets) if spec.name == "nvfp4" else None
 
-    with HFWriter(directory, plan, max_shard_bytes) as writer:
+    with HFWriter(directory, plan, max_shard_bytes, growing) as writer:
         for done, (name, where) in enumerate(sources.items()):
             progress(done, len(sources), name)
+            if writer.has(name, made[name]):
+                continue
             target = targets[name]
             if target is None:
                 _copy_plain(source, where, name, writer)
             else:
-                _pack(source, where, name, target, shared.get(_family(name)), writer)
+                _pack(source, where, name, target, shared.of(name) if shared else None, writer)
+            writer.record(name, made[name])
     packed = [name.removesuffix(".weight") for name, target in targets.items() if target is not None]
     write_json(directory / "config.json", _config(source, spec, targets))
     copy_companions(source.directory, directory)
@@ -170,13 +176,13 @@ def _copy_plain(source: HFCheckpoint, where: Source, name: str, writer: HFWriter
 
 
 def _require_finite(values: Tensor, name: str) -> None:
-    if not bool(torch.isfinite(values).all()):
+    if not is_finite(values):
         raise InputError(f"tensor {name}", "finite numbers", "NaN or infinity", "the base is damaged; fetch it again")
 
 
 def _to_bf16(values: Tensor, name: str) -> Tensor:
     rounded = values.to(torch.bfloat16)
-    if values.dtype == torch.float32 and not bool(torch.isfinite(rounded).all()):
+    if values.dtype == torch.float32 and not is_finite(rounded):
         fix = "the base is damaged; fetch it again"
         raise InputError(f"tensor {name}", "numbers that BF16 can hold", "a magnitude above 3.39e38", fix)
     return rounded
@@ -217,18 +223,26 @@ def _quantize_slab(slab: Tensor, spec: FormatSpec, magnitude: Tensor | None) -> 
     return PackedWeight(spec, (slab.shape[0], slab.shape[1]), rows)
 
 
-def _shared_magnitudes(
-    source: HFCheckpoint, sources: dict[str, Source], targets: dict[str, FormatSpec | None]
-) -> dict[str, Tensor]:
-    """Family of weights that share an NVFP4 global scale -> their largest magnitude, float32."""
-    largest: dict[str, Tensor] = {}
-    for name, where in sources.items():
-        if targets[name] is None:
-            continue
-        for slab in _slabs(source, where, name):
-            amax = slab.abs().amax().float()
-            largest[_family(name)] = torch.maximum(largest.get(_family(name), amax), amax)
-    return largest
+class _SharedMagnitudes:
+    """Largest magnitude, float32, over all weights that share an NVFP4 global scale. Read when the first of them is
+    quantised: the others lie near it, so that its bytes come from the disk once."""
+
+    def __init__(self, source: HFCheckpoint, sources: dict[str, Source], targets: dict[str, FormatSpec | None]) -> None:
+        self._source, self._sources = source, sources
+        self._families: dict[str, list[str]] = {}
+        for name in sources:
+            if targets[name] is not None:
+                self._families.setdefault(_family(name), []).append(name)
+        self._largest: dict[str, Tensor] = {}
+
+    def of(self, name: str) -> Tensor:
+        family = _family(name)
+        if family not in self._largest:
+            slabs = (
+                slab for each in self._families[family] for slab in _slabs(self._source, self._sources[each], each)
+            )
+            self._largest[family] = torch.stack([slab.abs().amax().float() for slab in slabs]).amax()
+        return self._largest[family]
 
 
 def _family(name: str) -> str:

@@ -8,11 +8,13 @@ rows of one tensor in as many pieces as one likes. Equal plans and values give e
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import mmap
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,13 @@ class StoredTensor:
         """The whole tensor, in memory of its own."""
         return self._read(self.meta.shape, self.offset)
 
+    def mapped(self) -> Tensor:
+        """The whole tensor in pages of the file, for one that is too large to be held. Only to be read, and let go."""
+        with open(self.file, "rb") as file:
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        octets = torch.frombuffer(pages, dtype=torch.uint8, count=self.meta.nbytes, offset=self.offset)
+        return octets.view(self.meta.dtype).view(self.meta.shape)
+
     def rows(self, start: int, stop: int) -> Tensor:
         """[stop - start, ...]: rows along the first dimension."""
         first, *rest = self.meta.shape
@@ -81,6 +90,16 @@ class StoredTensor:
             raise IndexError(f"rows {start}:{stop} of {first}")
         row_bytes = math.prod(rest) * self.meta.dtype.itemsize
         return self._read((stop - start, *rest), self.offset + start * row_bytes)
+
+    def pieces(self, elements: int) -> Iterator[Tensor]:
+        """All rows in turn, about `elements` numbers at a time; a tensor without rows is one piece."""
+        count = math.prod(self.meta.shape)
+        if len(self.meta.shape) == 0 or count <= elements:
+            yield self.read()
+            return
+        step = max(1, elements * self.meta.shape[0] // count)
+        for start in range(0, self.meta.shape[0], step):
+            yield self.rows(start, min(start + step, self.meta.shape[0]))
 
     def matrix(self, width: int) -> StoredTensor:
         """The same bytes as a matrix [-1, width]."""
@@ -147,6 +166,17 @@ def read_safetensors(directory: Path, name: str) -> dict[str, StoredTensor]:
     return tensors
 
 
+def header_of(path: Path) -> bytes:
+    """The raw bytes before the first tensor of a file that `read_safetensors` has read."""
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        return prefix + file.read(struct.unpack("<Q", prefix)[0])
+
+
+def _to_entry(meta: TensorMeta, start: int, end: int) -> dict[str, Any]:
+    return {"dtype": NAMES[meta.dtype], "shape": list(meta.shape), "data_offsets": [start, end]}
+
+
 def _entry(key: str, entry: Any) -> tuple[str, TensorMeta, tuple[int, int]]:
     """One tensor of a header: name, dtype and shape, first and last byte. ValueError and the like for anything else."""
     shape, (start, stop) = entry["shape"], entry["data_offsets"]
@@ -159,32 +189,40 @@ def _entry(key: str, entry: Any) -> tuple[str, TensorMeta, tuple[int, int]]:
 
 
 class SafetensorsWriter:
-    """Fills one planned file; `path` exists from the start and is whole only after `close`."""
+    """Fills one planned file; `path` exists from the start and is whole only after `close`.
 
-    def __init__(self, path: Path, plan: Mapping[str, TensorMeta], metadata: Mapping[str, str]) -> None:
+    With `again` the file may be there, begun by a process that had the same plan: what it holds is kept, and `skip`
+    says which of it counts. With `header`, the raw bytes before the first tensor, the file is laid out as that says,
+    and the plan is in the order of the bytes.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        plan: Mapping[str, TensorMeta],
+        metadata: Mapping[str, str],
+        again: bool = False,
+        header: bytes = b"",
+    ) -> None:
         # widest dtype first, as the safetensors library does: every tensor is aligned to its own width
-        names = sorted(plan, key=lambda name: (-plan[name].dtype.itemsize, name))
-        header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-        position = 0
-        for name in names:
-            meta = plan[name]
-            end = position + meta.nbytes
-            header[name] = {
-                "dtype": NAMES[meta.dtype],
-                "shape": list(meta.shape),
-                "data_offsets": [position, end],
-            }
-            position = end
-        raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        raw += b" " * (-len(raw) % 8)
-        base = 8 + len(raw)
+        names = list(plan) if header else sorted(plan, key=lambda name: (-plan[name].dtype.itemsize, name))
+        ends = list(itertools.accumulate(plan[name].nbytes for name in names))
+        starts = [0, *ends][: len(names)]
+        if not header:
+            entries = {name: _to_entry(plan[name], *span) for name, *span in zip(names, starts, ends, strict=True)}
+            about = {"__metadata__": dict(sorted(metadata.items())), **entries}
+            raw = json.dumps(about, separators=(",", ":"), ensure_ascii=False).encode()
+            raw += b" " * (-len(raw) % 8)
+            header = struct.pack("<Q", len(raw)) + raw
         self._path = path
-        self._ends = {name: base + header[name]["data_offsets"][1] for name in names}
-        self._next = {name: base + header[name]["data_offsets"][0] for name in names}
+        self._ends = {name: len(header) + end for name, end in zip(names, ends, strict=True)}
+        self._next = {name: len(header) + start for name, start in zip(names, starts, strict=True)}
         self._plan = dict(plan)
-        self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - closed by close()
-        self._file.write(struct.pack("<Q", len(raw)) + raw)
-        self._file.truncate(base + position)
+        self._left = ends[-1] if ends else 0  # bytes still to come
+        mode = "r+b" if again and path.exists() else "xb"
+        self._file = open(path, mode, buffering=0)  # noqa: SIM115 - closed by close()
+        self._file.write(header)
+        self._file.truncate(len(header) + self._left)
 
     def append(self, name: str, rows: Tensor) -> None:
         """The next rows of tensor `name` (all of them, if one likes)."""
@@ -199,13 +237,25 @@ class SafetensorsWriter:
         while done < len(view):
             done += self._file.write(view[done:])
         self._next[name] = start + found.nbytes
+        self._left -= found.nbytes
 
-    def close(self) -> None:
+    def skip(self, name: str) -> None:
+        """All of tensor `name` is in the file already."""
+        self._left -= self._ends[name] - self._next[name]
+        self._next[name] = self._ends[name]
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether every planned byte has come."""
+        return self._left == 0
+
+    def close(self, durable: bool = True) -> None:
         """Make the file durable. Raises ValueError when planned rows never came."""
         missing = [name for name, position in self._next.items() if position != self._ends[name]]
         if missing:
             raise ValueError(f"{self._path}: {len(missing)} tensors are not whole, first {missing[0]}")
-        os.fsync(self._file.fileno())
+        if durable:
+            os.fsync(self._file.fileno())
         self._file.close()
 
     def abort(self) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from orbit_core.checkpoints.layout import Chunk, MegatronTensor
 from orbit_core.checkpoints.tensorfile import TensorMeta
+from orbit_core.store.growing import Growing
 
 FILE_BYTES = 5 * 10**9
 _RECORD = "archive/data/0"
@@ -38,25 +39,96 @@ def write_chunks(
     make: Callable[[Chunk], Tensor],
     progress: Callable[[int, int, str], None],
     max_file_bytes: int = FILE_BYTES,
+    growing: Growing | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Write all chunks and DCP's metadata; returns key -> per chunk {file, archive: [offset, length], bytes: [offset,
-    length]} for orbit.json."""
+    length]} for orbit.json. With `growing` it goes on at the chunk where a try that died was."""
+    chunks = {f"{key} {i}": chunk for key, tensor in tensors.items() for i, chunk in enumerate(tensor.chunks)}
+    files = _ChunkFiles(directory, chunks, max_file_bytes, growing)
     places: dict[str, list[dict[str, Any]]] = {}
-    files: list[IO[bytes]] = []
     try:
         for done, (key, tensor) in enumerate(tensors.items()):
             progress(done, len(tensors), key)
-            places[key] = []
-            for chunk in tensor.chunks:
-                if not files or files[-1].tell() >= max_file_bytes:
-                    files.append(open(directory / f"__0_{len(files)}.distcp", "x+b"))  # noqa: SIM115
-                place = _write_archive(files[-1], make(chunk))
-                places[key].append({"file": f"__0_{len(files) - 1}.distcp", **place})
+            units = [f"{key} {i}" for i in range(len(tensor.chunks))]
+            places[key] = [files.places.get(unit) or files.write(unit, make(chunks[unit])) for unit in units]
+        files.hand_over()
     finally:
-        for file in files:
-            file.close()
+        files.close()
     _write_metadata(directory, tensors, places)
     return places
+
+
+class _ChunkFiles:
+    """`__0_N.distcp` one after the other, each filled from its beginning to its end. `places`: unit -> where it is."""
+
+    def __init__(
+        self, directory: Path, chunks: Mapping[str, Chunk], max_file_bytes: int, growing: Growing | None
+    ) -> None:
+        self._directory, self._max_bytes, self._growing = directory, max_file_bytes, growing
+        self.places: dict[str, dict[str, Any]] = {}
+        self._number = 0
+        self._file: IO[bytes] | None = None
+        if growing is not None:
+            growing.begin([max_file_bytes, [[unit, repr(chunk)] for unit, chunk in chunks.items()]])
+            if list(growing.units) != list(chunks)[: len(growing.units)]:  # something between was lost
+                growing.forget()
+            self.places = {unit: entry["place"] for unit, entry in growing.units.items()}
+            self._go_on()
+
+    def write(self, unit: str, tensor: Tensor) -> dict[str, Any]:
+        """Append one chunk; returns its place."""
+        if self._file is None:
+            self._file = open(self._path(), "x+b")  # noqa: SIM115
+        place = {"file": self._name(), **_write_archive(self._file, tensor)}
+        if self._growing is not None:
+            self._file.flush()
+            self._growing.record(unit, self._name(), place=place)
+        if self._file.tell() >= self._max_bytes:
+            self._finish()
+        return place
+
+    def hand_over(self) -> None:
+        """All chunks are written."""
+        if self._file is not None:
+            self._finish()
+        if self._growing is not None:
+            self._growing.hand_over(self._directory)
+
+    def close(self) -> None:
+        """Let go, finished or not."""
+        if self._file is not None:
+            self._file.close()
+        if self._growing is not None:
+            self._growing.close()
+
+    def _go_on(self) -> None:
+        """Finish what is full, and stand where the last recorded chunk ends."""
+        assert self._growing is not None
+        ends = {place["file"]: sum(place["archive"]) for place in self.places.values()}
+        for number, (file, end) in enumerate(ends.items()):
+            self._number = number
+            if file in self._growing.digests:
+                self._number += 1
+                continue
+            self._file = open(self._path(), "r+b")  # noqa: SIM115
+            self._file.truncate(end)
+            self._file.seek(end)
+            if end >= self._max_bytes:
+                self._finish()
+
+    def _finish(self) -> None:
+        assert self._file is not None
+        self._file.close()
+        if self._growing is not None:
+            self._growing.finish(self._name())
+        self._file = None
+        self._number += 1
+
+    def _name(self) -> str:
+        return f"__0_{self._number}.distcp"
+
+    def _path(self) -> Path:
+        return self._directory / self._name() if self._growing is None else self._growing.part(self._name())
 
 
 class _Tail:

@@ -65,6 +65,14 @@ class StepContext:
     should_stop: Callable[[], bool] = field(default=lambda: False)  # True after SIGTERM, or when the lease is lost
     # Called right before a write that others will see; raises Interrupted when another process may run this step.
     fence: Callable[[], None] = field(default=lambda: None)
+    # Beside `output`, so that files can be linked into it, and kept between tries, also on another machine if the store
+    # is a folder that both see: what `output` is being made of. Left out: nothing is kept.
+    unfinished: Path = None  # type: ignore[assignment]  # filled below
+    digests: dict[str, str] = field(default_factory=dict)  # file of `output` -> its sha256, where the step has it
+
+    def __post_init__(self) -> None:
+        if self.unfinished is None:
+            self.unfinished = self.scratch / "unfinished"
 
     def progress(self, done: int, total: int, message: str = "", **values: Any) -> None:
         self.emit("progress", done=done, total=total, message=message, **values)

@@ -11,8 +11,12 @@ from typing import Any
 from orbit_core.checkpoints.megatron import to_megatron
 from orbit_core.steps.contract import StepContext
 from orbit_core.steps.quantize import reporter
+from orbit_core.store.growing import Growing
 
 
 def run(context: StepContext) -> dict[str, Any]:
     """Facts: format, tensors, bytes, refined_scales (fused FP8 scales whose row grid had to be refined)."""
-    return to_megatron(context.inputs["quantized"], context.output, reporter(context))
+    growing = Growing(context.unfinished)
+    facts = to_megatron(context.inputs["quantized"], context.output, reporter(context), growing=growing)
+    context.digests.update(growing.digests)
+    return facts

@@ -16,18 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from orbit_kernels import FormatSpec
+from orbit_kernels import FormatSpec, is_finite
 
 from orbit_core.checkpoints.architecture import refuse_code
+from orbit_core.checkpoints.base import join
 from orbit_core.checkpoints.files import regular_file
-from orbit_core.checkpoints.hf import COMPANIONS, INDEX, HFCheckpoint, copy_companions
+from orbit_core.checkpoints.hf import COMPANIONS, INDEX, HFCheckpoint, HFWriter, copy_companions
 from orbit_core.checkpoints.inventory import Inventory
 from orbit_core.checkpoints.quantization import precision_of
-from orbit_core.checkpoints.quantizer import Source, published, quantize_checkpoint
+from orbit_core.checkpoints.quantizer import SLAB_ELEMENTS, Source, published, quantize_checkpoint
 from orbit_core.data.encode import load_tokenizer, stop_ids
 from orbit_core.errors import InputError, Interrupted
 from orbit_core.recipe import Precision
 from orbit_core.steps.contract import StepContext
+from orbit_core.store.growing import Growing
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -36,10 +38,14 @@ def run(context: StepContext) -> dict[str, Any]:
     base = HFCheckpoint(context.inputs["base"])
     check_companions(base)
     report = reporter(context)
+    growing = Growing(context.unfinished)
     if lies_in(base, precision):
-        return _take(base, context.output, precision, report)
-    take_stock(base)
-    return quantize_checkpoint(base, context.output, precision, report)
+        facts = _take(base, context.output, precision, report, growing)
+    else:
+        take_stock(base)
+        facts = quantize_checkpoint(base, context.output, precision, report, growing=growing)
+    context.digests.update(growing.digests)
+    return facts
 
 
 def check_companions(base: HFCheckpoint) -> None:
@@ -110,26 +116,23 @@ def lies_in(base: HFCheckpoint, precision: Precision) -> bool:
 
 
 def _take(
-    base: HFCheckpoint, output: Path, precision: Precision, report: Callable[[int, int, str], None]
+    base: HFCheckpoint, output: Path, precision: Precision, report: Callable[[int, int, str], None], growing: Growing
 ) -> dict[str, Any]:
-    """Check every weight, then copy the files byte for byte. Copies, not links: an artifact must not change when
-    somebody rewrites the base in place."""
-    linears, inventory = base.linears(), _inventory(base)
-    quantized = 0
-    for done, module in enumerate(linears):
-        report(done, len(linears), module)
-        packed = base.packed(module)
-        inventory.take(f"{module}.weight", packed.shape)
-        quantized += packed.spec.name != "bf16"
-    for name, tensor in base.load_plain():
-        inventory.take(name, tuple(tensor.shape))
-        if not bool(torch.isfinite(tensor).all()):
-            raise InputError(
-                f"tensor {name}", "finite numbers", "NaN or infinity", "the base is damaged; fetch it again"
-            )
-    inventory.check_complete()
-    names = [path.name for path in base.files] + ["config.json"]
-    names += [name for name in (INDEX, "hf_quant_config.json") if (base.directory / name).exists()]
+    """Check every weight and write it again as it lies. Copies, not links: an artifact must not change when somebody
+    rewrites the base in place."""
+    linears, modules, inventory = set(base.linears()), base.modules(), _inventory(base)
+    with HFWriter.like(base, output, growing) as writer:
+        for done, (module, suffixes) in enumerate(modules.items()):
+            report(done, len(modules), module)
+            names = [join(module, suffix) for suffix in suffixes]
+            if not writer.has(module, names):
+                found = _take_module(base, module, names, module in linears, writer)
+                writer.record(module, names, **found)
+            for name, shape in growing.units[module]["shapes"].items():
+                inventory.take(name, tuple(shape))
+        inventory.check_complete()
+    quantized = sum(unit["quantized"] for unit in growing.units.values())
+    names = ["config.json", *(name for name in (INDEX, "hf_quant_config.json") if (base.directory / name).exists())]
     for name in names:
         shutil.copyfile(regular_file(base.directory, name), output / name)
     copy_companions(base.directory, output)
@@ -143,6 +146,27 @@ def _take(
         "bytes_after": size,
         "passed_through": True,
     }
+
+
+def _take_module(
+    base: HFCheckpoint, module: str, names: list[str], linear: bool, writer: HFWriter
+) -> dict[str, dict[str, tuple[int, ...]] | bool]:
+    """Check and write the tensors of one module; returns published names and shapes, and whether it is quantised."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    packed = base.packed(module) if linear else None
+    if packed is not None:
+        shapes[f"{module}.weight"] = packed.shape
+        for suffix, tensor in packed.tensors.items():
+            writer.add(join(module, suffix), tensor)
+    for name in names:
+        if packed is None or name.rpartition(".")[2] not in packed.tensors:
+            shapes[name] = base.metas[name].shape
+            for rows in base.stored[name].pieces(SLAB_ELEMENTS):
+                if not is_finite(rows):
+                    fix = "the base is damaged; fetch it again"
+                    raise InputError(f"tensor {name}", "finite numbers", "NaN or infinity", fix)
+                writer.append(name, rows)
+    return {"shapes": shapes, "quantized": packed is not None and packed.spec.name != "bf16"}
 
 
 def _describe(spec: FormatSpec) -> str:

@@ -172,7 +172,9 @@ def _make(
 ) -> Artifact:
     workspace = turn.workspace
     inputs = {name: _resolve(spec, name, ref, artifacts, workspace.cache) for name, ref in spec.inputs.items()}
-    context = StepContext(spec, inputs, workspace.output, workspace.scratch, emit, turn.should_stop, turn.fence)
+    context = StepContext(
+        spec, inputs, workspace.output, workspace.scratch, emit, turn.should_stop, turn.fence, workspace.unfinished
+    )
     try:
         facts = function(context)
     except GateError as error:
@@ -181,7 +183,7 @@ def _make(
             error.what, error.expected, error.found, f"{error.fix}; what was measured: {lies_at}"
         ) from error
     turn.should_stop()  # from here on a request to stop waits for the publication
-    return artifacts.publish(spec, workspace.output, _plain(spec, facts), turn.fence)
+    return artifacts.publish(spec, workspace.output, _plain(spec, facts), turn.fence, context.digests)
 
 
 def _keep_refusal(spec: StepSpec, store: Store, output: Path) -> str:

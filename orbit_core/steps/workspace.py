@@ -1,13 +1,15 @@
 """Where a try of a step works: one folder per spec, held by one process at a time.
 
-    <base>/<step>-<digest16>/lock      flock of the process that works here; the kernel frees it when that process dies
-    <base>/<step>-<digest16>/output/   what is being made; emptied by the next holder
-    <base>/<step>-<digest16>/scratch/  kept between tries, for steps that resume
+    <base>/<step>-<digest16>/lock         flock of who works here; the kernel frees it when that process dies
+    <base>/<step>-<digest16>/output/      what is being made; emptied by the next holder
+    <base>/<step>-<digest16>/unfinished/  what output is made of; kept between tries, for steps that resume
+    <base>/<step>-<digest16>/scratch/     the same for what does not become output, and on this machine only
 
 For a folder store the base is inside the store, so that publishing moves files instead of copying them. A second try of
 the same spec on this machine waits for the first and then adopts its artifact; across machines `put_if_absent` decides.
 Under a lease the output is `output-<term>`: on a shared filesystem whose locks end at the machine, a process that has
-lost the lease and does not know it yet works in a folder of its own, never in its successor's.
+lost the lease and does not know it yet works in a folder of its own, never in its successor's. What is unfinished goes
+from holder to holder, and out of the hands of the one before (store/growing.py).
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from orbit_core.errors import InputError
 from orbit_core.steps.contract import StepSpec
 from orbit_core.store.base import Store
 from orbit_core.store.digests import cache_directory
 from orbit_core.store.folder import FolderStore
+from orbit_core.store.growing import hand_down
 from orbit_core.store.locks import acquire
 
 
@@ -36,6 +40,7 @@ class Workspace:
         self.cache = kept  # fetched artifacts: shared by all steps
         self.root = (local or kept) / name
         self.output = self.root / (f"output-{term}" if term else "output")
+        self.unfinished = self.root / (f"unfinished-{term}" if term else "unfinished")
         self.scratch = kept / name / "scratch"
 
     @property
@@ -56,9 +61,13 @@ class Workspace:
                 return
             self._sweep()
             self.output.mkdir()
+            self._take_over()
             self.scratch.mkdir(parents=True, exist_ok=True)
             yield True
             done = True
+        except InputError:  # no use going on with it, and a refusal leaves nothing behind
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+            raise
         finally:
             shutil.rmtree(self.output, ignore_errors=True)
             if done:
@@ -70,5 +79,18 @@ class Workspace:
     def _sweep(self) -> None:
         """Remove what earlier tries have left; a later one's folder means that we are the past ourselves."""
         for left in self.root.glob("output*"):
-            if int(left.name.removeprefix("output").removeprefix("-") or 0) <= self.term:
+            if _term_of(left) <= self.term:
                 shutil.rmtree(left, ignore_errors=True)
+
+    def _take_over(self) -> None:
+        """Make what the last holder has left unfinished ours, if there is anything; what those before left goes."""
+        lefts = sorted((left for left in self.root.glob("unfinished*") if _term_of(left) <= self.term), key=_term_of)
+        for left in lefts[:-1]:
+            shutil.rmtree(left, ignore_errors=True)
+        if lefts and lefts[-1] != self.unfinished:
+            hand_down(lefts[-1], self.unfinished)
+        self.unfinished.mkdir(exist_ok=True)
+
+
+def _term_of(folder: Path) -> int:
+    return int(folder.name.partition("-")[2] or 0)

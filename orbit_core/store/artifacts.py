@@ -14,9 +14,10 @@ import importlib.metadata
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import orbit_core
@@ -162,11 +163,17 @@ class ArtifactStore:
         return Artifact(self.store, manifest)
 
     def publish(
-        self, spec: StepSpec, directory: Path, facts: dict[str, Any], fence: Callable[[], None] = lambda: None
+        self,
+        spec: StepSpec,
+        directory: Path,
+        facts: dict[str, Any],
+        fence: Callable[[], None] = lambda: None,
+        digests: Mapping[str, str] = MappingProxyType({}),
     ) -> Artifact:
         """Move the files under `directory` into the store as the artifact of `spec`; returns what readers now see.
 
         `fence` is called before the upload and before the manifest, and raises if another process may do the same.
+        `digests`: sha256 of files that need not be read for it once more.
         """
         fence()
         attempt = uuid.uuid4().hex[:12]
@@ -175,7 +182,7 @@ class ArtifactStore:
         with self._taken_back(prefix):
             for name in sorted(content_names(directory)):
                 file = directory / name
-                files[name] = FileEntry(sha256=sha256_file(file), size=file.stat().st_size)
+                files[name] = FileEntry(sha256=digests.get(name) or sha256_file(file), size=file.stat().st_size)
                 begun = boottime()
                 self.store.put_if_absent(f"{prefix}/{name}", file, move=True)
         manifest = Manifest(

@@ -24,7 +24,7 @@ from orbit_core.store.room import room_explained
 
 LEFTOVER_SECONDS = 24 * 3600
 CHUNK = 4 << 20  # bytes
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 class FolderStore:
@@ -88,7 +88,7 @@ class FolderStore:
             except FileExistsError:
                 return False
             except OSError as error:
-                if error.errno not in _NO_LINKS:
+                if error.errno not in NO_LINKS:
                     raise
                 raise InputError(
                     f"store {self.url}",

@@ -16,6 +16,7 @@ import torch
 from orbit_kernels import dequantize
 from small_models import MODELS, PRECISIONS, config_of, tensors_of, write_model
 
+from orbit_core.checkpoints import megatron
 from orbit_core.checkpoints.fusion import interleave
 from orbit_core.checkpoints.hf import HFCheckpoint, HFWriter
 from orbit_core.checkpoints.megatron import INDEX, MegatronCheckpoint, to_hf, to_megatron
@@ -155,6 +156,16 @@ def test_per_tensor_scales_are_stacked(quantized: Quantized, tmp_path: Path) -> 
     tensors = _index(tmp_path)["tensors"]
     assert tensors["decoder.layers.0.self_attention.linear_qkv.weight_global_scale"]["shape"] == [3, 1]
     assert tensors["decoder.layers.0.mlp.experts.experts.linear_fc1.weight_global_scale"]["shape"] == [3, 2, 1]
+
+
+def test_a_tensor_that_is_mapped_and_not_read_gives_the_same_files(  # type: ignore[no-untyped-def]
+    quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, limit in (("read", megatron.MAPPED_BYTES), ("mapped", 0)):
+        monkeypatch.setattr(megatron, "MAPPED_BYTES", limit)
+        to_megatron(quantized("moe", "fp8"), tmp_path / name)
+    for path in (tmp_path / "read").iterdir():
+        assert (tmp_path / "mapped" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_equal_checkpoints_convert_to_equal_files(quantized: Quantized, tmp_path: Path) -> None:

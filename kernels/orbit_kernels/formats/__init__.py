@@ -12,14 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import REGISTRY, Format, FormatError, FormatSpec, PackedWeight, implementation, require
+from .base import REGISTRY, Format, FormatError, FormatSpec, PackedWeight, implementation, is_finite, require
 from .bf16 import Bf16
 from .fp8 import Fp8
 from .int4 import Int4
 from .mxfp4 import Mxfp4
 from .nvfp4 import Nvfp4
 
-__all__ = ["FORMATS", "FormatError", "FormatSpec", "PackedWeight", "dequantize", "detect", "quantize", "read"]
+__all__ = [
+    "FORMATS",
+    "FormatError",
+    "FormatSpec",
+    "PackedWeight",
+    "dequantize",
+    "detect",
+    "is_finite",
+    "quantize",
+    "read",
+]
 
 _ALL: tuple[Format, ...] = (Int4(), Fp8(), Nvfp4(), Mxfp4(), Bf16())
 REGISTRY.update({each.name: each for each in _ALL})
@@ -45,7 +55,7 @@ def quantize(weight: Tensor, spec: FormatSpec) -> PackedWeight:
     require(weight.dim() == 2, "weight to quantize", "two dimensions (out, in)", tuple(weight.shape))
     require(weight.is_floating_point(), "weight to quantize", "a float dtype", weight.dtype)
     wide = weight.detach().float()
-    require(bool(torch.isfinite(wide).all()), "weight to quantize", "finite numbers in float32", "NaN or infinity")
+    require(is_finite(wide), "weight to quantize", "finite numbers in float32", "NaN or infinity")
     return implementation(spec).quantize(wide, spec)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Format, FormatError, FormatSpec, PackedWeight, TensorRule, require
+from .base import Format, FormatError, FormatSpec, PackedWeight, TensorRule, is_finite, require
 
 
 class Bf16(Format):
@@ -33,6 +33,6 @@ class Bf16(Format):
         return packed.tensors["weight"].to(dtype)
 
     def check_values(self, packed: PackedWeight) -> None:
-        bad = ~torch.isfinite(packed.tensors["weight"])
-        if bool(bad.any()):
+        if not is_finite(packed.tensors["weight"]):
+            bad = ~torch.isfinite(packed.tensors["weight"])
             raise FormatError(f"bf16 weight: expected finite numbers; found {int(bad.sum())} that are not")

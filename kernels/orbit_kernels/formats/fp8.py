@@ -76,12 +76,15 @@ class Fp8(Format):
     def quantize(self, weight: Tensor, spec: FormatSpec) -> PackedWeight:
         (out, width), (rows, cols) = weight.shape, spec.block
         grid = _grid((out, width), spec.block)
-        padded = torch.nn.functional.pad(weight, (0, grid[1] * cols - width, 0, grid[0] * rows - out))
-        amax = padded.abs().view(grid[0], rows, grid[1], cols).amax(dim=(1, 3))
+        below, beside = grid[0] * rows - out, grid[1] * cols - width
+        padded = torch.nn.functional.pad(weight, (0, beside, 0, below)) if below or beside else weight
+        blocks = padded.reshape(grid[0], rows, grid[1], cols)
+        amax = blocks.abs().amax(dim=3).amax(dim=1)
         scale = divide(amax, E4M3_MAX)
         scale = scale.masked_fill(scale == 0, 1.0)
-        codes = weight / spread_blocks(scale, rows, cols, (out, width))
-        tensors = {"weight": codes.clamp_(-E4M3_MAX, E4M3_MAX).to(E4M3), "weight_scale_inv": scale}
+        codes = (blocks / scale[:, None, :, None]).clamp_(-E4M3_MAX, E4M3_MAX).to(E4M3)
+        codes = codes.view(grid[0] * rows, grid[1] * cols)[:out, :width].contiguous()
+        tensors = {"weight": codes, "weight_scale_inv": scale}
         return PackedWeight(spec, (out, width), tensors)
 
     def dequantize(self, packed: PackedWeight, dtype: torch.dtype) -> Tensor:
