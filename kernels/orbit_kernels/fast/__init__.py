@@ -1,9 +1,10 @@
-"""Fast paths for Hopper GPUs in Triton, behind the doors of the references (`linear`, `oft.rotate`).
+"""Fast paths for Hopper GPUs in Triton, behind the doors of the references (`linear`, `oft.rotate`, `grouped_linear`).
 
     decode      INT4 weight-only product for 1 to 64 tokens, reading W once as stored
     dequantize  every packed format -> dense bfloat16, the reference's bits
     dense       many tokens: scratch of at most 64 MiB and cuBLAS, forward and gradient
     rotate      OFT rotation, dX and dR
+    grouped     products with the packed weights of many experts, forward and gradient
 
 Imported only when a CUDA tensor comes by: without a GPU Triton is never loaded. What these do not take (see `takes`)
 goes to the reference.
@@ -20,10 +21,21 @@ from .decode import MAX_TOKENS, decode
 from .decode import supports as decode_supports
 from .dequantize import dequantize
 from .dequantize import supports as dequantize_supports
+from .grouped import grouped_product, takes_grouped
 from .rotate import rotate
 from .rotate import supports as rotate_supports
 
-__all__ = ["decodes", "dequantize", "dgrad", "forward", "rotate", "rotate_supports", "takes"]
+__all__ = [
+    "decodes",
+    "dequantize",
+    "dgrad",
+    "forward",
+    "grouped_product",
+    "rotate",
+    "rotate_supports",
+    "takes",
+    "takes_grouped",
+]
 
 
 def takes(x: Tensor, packed: PackedWeight) -> bool:

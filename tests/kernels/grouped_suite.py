@@ -1,0 +1,86 @@
+"""What the fast paths of experts promise, held to the references; run by test_fast_paths.py as fast_suite.py is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fast_suite import DEVICE, FLOAT, GPU, by_format, error, on_gpu, packed_weight
+from orbit_kernels import FORMATS, PackedStack, dequantize, grouped_linear
+from orbit_kernels.fast.grouped import grouped_product, supports
+from orbit_kernels.fast.schedule import schedule
+
+RAGGED = [0, 5, 0, 200, 64, 1, 0, 333, 128, 0] if GPU else [0, 5, 0, 34, 16, 0]
+
+
+def counted(counts: list[int]) -> torch.Tensor:
+    return torch.tensor(counts, device=DEVICE)
+
+
+def by_expert(x: torch.Tensor, counts: list[int], dense: list[torch.Tensor], turned: bool) -> torch.Tensor:
+    """One product per expert in the dtype of the weights."""
+    parts = x.to(dense[0].dtype).split(counts)
+    return torch.cat([part @ (weight if turned else weight.T) for part, weight in zip(parts, dense, strict=True)])
+
+
+@pytest.mark.parametrize("counts", [RAGGED, [0, 0, 7], [0, 0, 0], [16, 16], [3]])
+@pytest.mark.parametrize("block", [16, 64])
+def test_a_schedule_covers_every_row_once_and_knows_its_group(counts, block):
+    rows = sum(counts)
+    table = schedule(counted(counts), rows, block).tolist()
+    covered = [
+        (group, row) for group, first, end in table if group >= 0 for row in range(first, min(first + block, end))
+    ]
+    assert covered == [(g, sum(counts[:g]) + i) for g, count in enumerate(counts) for i in range(count)]
+    assert len(table) == rows // block + len(counts)
+
+
+@by_format
+@pytest.mark.parametrize("turned", [False, True], ids=["forward", "gradient"])
+def test_grouped_products_are_those_with_the_dequantised_experts(spec, turned):
+    out, width = (768, 512) if GPU else (128, 256)
+    stack = PackedStack.of([packed_weight(spec, out, width) for _ in RAGGED])
+    assert supports(stack)
+    x = torch.randn(sum(RAGGED), out if turned else width, device=DEVICE).to(FLOAT)
+    dense = [dequantize(stack[e], FLOAT) for e in range(len(RAGGED))]
+    exact = by_expert(x.double(), RAGGED, [weight.double() for weight in dense], turned)
+    for block in (16, 64, 128) if GPU else (16,):
+        found = grouped_product(x, counted(RAGGED), stack, turned, block)
+        assert error(found, exact) <= max(1.02 * error(by_expert(x, RAGGED, dense, turned), exact), 1e-6)
+
+
+@on_gpu
+def test_grouped_rows_have_the_same_bits_in_any_company_and_in_every_run():
+    stack = PackedStack.of([packed_weight(FORMATS["int4"], 512, 768) for _ in RAGGED])
+    x = torch.randn(sum(RAGGED), 768, device=DEVICE).to(FLOAT)
+    whole = grouped_linear(x, counted(RAGGED), stack)
+    assert torch.equal(whole, grouped_linear(x, counted(RAGGED), stack))
+    first = sum(RAGGED[:7])
+    alone = grouped_linear(x[first : first + 9], counted([9 if e == 7 else 0 for e in range(len(RAGGED))]), stack)
+    assert torch.equal(alone, whole[first : first + 9])
+
+
+@on_gpu
+def test_grouped_linear_is_captured_and_replayed_for_other_counts():
+    stack = PackedStack.of([packed_weight(FORMATS["int4"], 512, 768) for _ in range(3)])
+    x = torch.randn(96, 768, device=DEVICE).to(FLOAT)
+    counts = counted([32, 32, 32])
+    grouped_linear(x, counts, stack)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = grouped_linear(x, counts, stack)
+    for split in ([96, 0, 0], [1, 95, 0], [0, 40, 56]):
+        counts.copy_(counted(split))
+        y.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(y, grouped_linear(x, counted(split), stack))
+
+
+@on_gpu
+def test_the_gradient_of_grouped_linear_is_that_of_one_linear_per_expert():
+    stack = PackedStack.of([packed_weight(FORMATS["int4"], 512, 768) for _ in RAGGED])
+    x = torch.randn(sum(RAGGED), 768, device=DEVICE, dtype=FLOAT, requires_grad=True)
+    dy = torch.randn(sum(RAGGED), 512, device=DEVICE, dtype=FLOAT)
+    (dx,) = torch.autograd.grad(grouped_linear(x, counted(RAGGED), stack), x, dy)
+    dense = [dequantize(stack[e], FLOAT) for e in range(len(RAGGED))]
+    exact = by_expert(dy.double(), RAGGED, [weight.double() for weight in dense], True)
+    assert error(dx, exact) <= 1.02 * error(by_expert(dy, RAGGED, dense, True), exact)
