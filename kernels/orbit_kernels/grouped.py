@@ -23,10 +23,10 @@ def grouped_linear(x: Tensor, counts: Tensor, experts: PackedStack) -> Tensor:
     """x[tokens, in] sorted by expert, counts[experts] -> y[tokens, out] in the dtype of x; differentiable in x only.
 
     counts  int32 or int64 on the device of x, zeros allowed. They must add up to `tokens`: checked on a CPU; on a GPU
-            looking would stall it, rows beyond their sum come back undefined, and a larger sum is an error of the caller
+            looking would stall it: rows beyond their sum come back undefined, a larger sum is the caller's error
     Raises FormatError when shapes, dtypes or devices do not fit.
     """
-    out, width = experts.shape
+    width = experts.shape[1]
     if x.dim() != 2 or x.shape[1] != width or not x.is_floating_point():
         raise FormatError(f"grouped_linear input: expected float [tokens, {width}]; found {x.dtype} {tuple(x.shape)}")
     require_counts(counts, experts.count, x)

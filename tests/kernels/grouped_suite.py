@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from fast_suite import DEVICE, FLOAT, GPU, by_format, error, on_gpu, packed_weight
-from orbit_kernels import FORMATS, PackedStack, dequantize, grouped_linear
+from orbit_kernels import FORMATS, FormatSpec, PackedStack, dequantize, grouped_linear
+from orbit_kernels.fast import grouped_int4
 from orbit_kernels.fast.grouped import grouped_product, supports
 from orbit_kernels.fast.schedule import schedule
 
@@ -43,9 +44,29 @@ def test_grouped_products_are_those_with_the_dequantised_experts(spec, turned):
     x = torch.randn(sum(RAGGED), out if turned else width, device=DEVICE).to(FLOAT)
     dense = [dequantize(stack[e], FLOAT) for e in range(len(RAGGED))]
     exact = by_expert(x.double(), RAGGED, [weight.double() for weight in dense], turned)
+    theirs = error(by_expert(x, RAGGED, dense, turned), exact)
     for block in (16, 64, 128) if GPU else (16,):
         found = grouped_product(x, counted(RAGGED), stack, turned, block)
-        assert error(found, exact) <= max(1.02 * error(by_expert(x, RAGGED, dense, turned), exact), 1e-6)
+        assert error(found, exact) <= max(1.02 * theirs, 1e-6)
+
+
+@on_gpu
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("turned", [False, True], ids=["forward", "gradient"])
+@pytest.mark.parametrize("shape", [(768, 512), (128, 256), (256, 2048)])
+def test_the_int4_product_gives_the_bits_of_the_general_one(group, turned, shape):
+    words = torch.randint(-(2**31), 2**31 - 1, (len(RAGGED), shape[0], shape[1] // 8), device=DEVICE, dtype=torch.int32)
+    scales = (torch.rand(len(RAGGED), shape[0], shape[1] // group, device=DEVICE) + 0.1).to(torch.bfloat16)
+    scales[:, 0] = 2.0**-126
+    scales[:, 1] = 1e30
+    tensors = {"weight_packed": words, "weight_scale": scales, "weight_shape": torch.tensor([shape] * len(RAGGED))}
+    stack = PackedStack(FormatSpec("int4", group), shape, tensors, (1, group), len(RAGGED))
+    x = torch.randn(sum(RAGGED), shape[0] if turned else shape[1], device=DEVICE).to(FLOAT)
+    general = grouped_product(x, counted(RAGGED), stack, turned, 64)
+    assert grouped_int4.supports(stack)
+    for block, short, stages in ((None, None, 4), (128, 64, 3), (256, 128, 3)):
+        found = grouped_int4.grouped_int4(x, counted(RAGGED), stack, turned, block, short, stages)
+        assert torch.equal(found, general)
 
 
 @on_gpu

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..formats.stack import PackedStack
+from . import grouped_int4
 from .dequantize import number, operands, wide_scale
 from .schedule import schedule
 
@@ -128,14 +129,17 @@ def supports(experts: PackedStack) -> bool:
 def grouped_product(x: Tensor, counts: Tensor, experts: PackedStack, turned: bool, block: int | None = None) -> Tensor:
     """x[tokens, in] sorted by expert -> x W^T [tokens, out]; turned: dy[tokens, out] -> dy W [tokens, in].
 
-    For what `takes_grouped` accepts. block: rows per tile; chosen from the mean number of rows when left out.
+    For what `takes_grouped` accepts. INT4 goes to `grouped_int4`, unless rows per tile of the general kernel are asked
+    for: same bits.
     """
     out, width = experts.shape
     x = x.contiguous()
-    y = torch.empty(x.shape[0], width if turned else out, dtype=x.dtype, device=x.device)
     if not x.shape[0]:
-        return y
-    block = block or rows_per_tile(x.shape[0], experts.count)
+        return x.new_empty(0, width if turned else out)
+    if block is None and grouped_int4.supports(experts):
+        return grouped_int4.grouped_int4(x, counts, experts, turned)
+    y = torch.empty(x.shape[0], width if turned else out, dtype=x.dtype, device=x.device)
+    block = block or 128
     table = schedule(counts, x.shape[0], block)
     codes, scales, whole, kind = operands(experts.spec, experts.tensors)
     _grouped[(y.shape[1] // ROWS, table.shape[0])](
@@ -143,8 +147,3 @@ def grouped_product(x: Tensor, counts: Tensor, experts: PackedStack, turned: boo
         out, width, *experts.block, kind, turned, ROWS, block, _STEP, 3, num_warps=8,
     )  # fmt: skip
     return y
-
-
-def rows_per_tile(rows: int, experts: int) -> int:
-    """From shapes alone, so that the host need not know the counts."""
-    return 64 if rows <= 32 * experts else 128
