@@ -1,12 +1,12 @@
-"""What the fast paths of experts promise, held to the references; run by test_fast_paths.py as fast_suite.py is."""
+"""What the fast paths of experts and of Cayley-Neumann promise; run by test_fast_paths.py as fast_suite.py is."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from fast_suite import DEVICE, FLOAT, GPU, by_format, error, on_gpu, packed_weight
-from orbit_kernels import FORMATS, FormatSpec, PackedStack, dequantize, grouped_linear
-from orbit_kernels.fast import grouped_int4
+from orbit_kernels import FORMATS, FormatSpec, PackedStack, dequantize, grouped_linear, oft
+from orbit_kernels.fast import cayley, grouped_int4
 from orbit_kernels.fast.grouped import grouped_product, supports
 from orbit_kernels.fast.schedule import schedule
 
@@ -105,3 +105,29 @@ def test_the_gradient_of_grouped_linear_is_that_of_one_linear_per_expert():
     dense = [dequantize(stack[e], FLOAT) for e in range(len(RAGGED))]
     exact = by_expert(dy.double(), RAGGED, [weight.double() for weight in dense], True)
     assert error(dx, exact) <= 1.02 * error(by_expert(dy, RAGGED, dense, True), exact)
+
+
+@pytest.mark.parametrize("b", [16, 32, 64])
+@pytest.mark.parametrize("strength", [1e-3, 0.05])
+def test_cayley_neumann_and_its_gradient_equal_the_reference_within_float32(b, strength):
+    blocks = 70 if GPU else 2
+    v = torch.randn(blocks, b * (b - 1) // 2, device=DEVICE) * strength
+    dR = torch.randn(blocks, b, b, device=DEVICE)
+
+    def by_reference(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = v.to("cpu", dtype).requires_grad_()
+        R = oft.cayley_neumann(leaf, b)
+        return R.detach().to(DEVICE), torch.autograd.grad(R, leaf, dR.to("cpu", dtype))[0].to(DEVICE)
+
+    found = cayley.forward(v, b), cayley.backward(v, dR, b)
+    for ours, theirs, exact in zip(found, by_reference(torch.float32), by_reference(torch.float64), strict=True):
+        assert error(ours, exact) <= max(2 * error(theirs, exact), 1e-6)
+
+
+@on_gpu
+def test_cayley_neumann_by_the_front_door_is_deterministic_in_both_dtypes():
+    for dtype in (torch.float32, torch.bfloat16):
+        v = (torch.randn(300, 496, device=DEVICE) * 0.02).to(dtype).requires_grad_()
+        first, second = oft.cayley_neumann(v, 32), oft.cayley_neumann(v, 32)
+        grads = [torch.autograd.grad(R, v, torch.ones_like(R))[0] for R in (first, second)]
+        assert torch.equal(first, second) and torch.equal(*grads) and first.dtype == grads[0].dtype == dtype
