@@ -10,6 +10,7 @@ so that the host's speed does not count; "eager" rows say what it costs where it
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 from collections.abc import Callable
@@ -65,7 +66,7 @@ def peft_layer(config: Any, base: nn.Linear) -> nn.Module:
 
 
 def close(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+    return float(((ours.double() - theirs.double()).norm() / theirs.double().norm()).detach())
 
 
 def rows_of(out: int, width: int, how: str) -> list[dict[str, Any]]:
@@ -127,17 +128,13 @@ def rows_of(out: int, width: int, how: str) -> list[dict[str, Any]]:
 
 
 def main(path: str) -> None:
-    result: dict[str, Any] = {
-        **card(),
-        "command": "python kernels/bench/adapters.py",
-        "ceilings": ceilings(),
-        "rows": [],
-    }
-    for shape in SHAPES:
+    result: dict[str, Any] = {**card(), "command": "python kernels/bench/adapters.py", "ceilings": ceilings()}
+    result["rows"] = []
+    for how, shape in itertools.product(("captured", "eager"), SHAPES):
         try:
-            result["rows"] += rows_of(*shape)
+            result["rows"] += rows_of(*shape, how)
         except Exception as problem:  # one shape's trouble is written down beside the others' figures
-            result["rows"].append({"out": shape[0], "in": shape[1], "failed": repr(problem)[:400]})
+            result["rows"].append({"how": how, "out": shape[0], "in": shape[1], "failed": repr(problem)[:400]})
             print(repr(problem), flush=True)
         Path(path).write_text(compact(result))
 

@@ -140,10 +140,10 @@ def measure(options: argparse.Namespace, result: dict[str, Any]) -> None:
                 ends = counts.cumsum(0).to(torch.int32)
                 weights = dense if turned else dense.transpose(1, 2)
                 row["bf16_ms"] = seconds([partial(torch._grouped_mm, x, weights, offs=ends)] * 2, 5) * 1e3
-            best = min(value for name, value in row.items() if name.endswith("_ms") and name.split("_")[0] in choices)
-            row["TFLOPs"] = flops / best / 1e9
-            row["of_peak"] = row["TFLOPs"] / result["ceilings"]["bf16_TFLOPs"]
-            row["over_loop"] = row["loop_ms"] / best
+            if "default_ms" in row:  # what a caller gets; the other ways to cut are there to judge the choice
+                row["TFLOPs"] = flops / row["default_ms"] / 1e9
+                row["of_peak"] = row["TFLOPs"] / result["ceilings"]["bf16_TFLOPs"]
+                row["over_loop"] = row["loop_ms"] / row["default_ms"]
             result["rows"].append(row)
             print({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
             Path(options.path).write_text(compact(result))
@@ -162,7 +162,8 @@ def main() -> None:
         workers = [subprocess.Popen([sys.executable, __file__, "--worker", f"{i}/14"]) for i in range(14)]
         print("workers returned", {worker.wait() for worker in workers}, flush=True)
     result: dict[str, Any] = {
-        **card(), "command": "python kernels/bench/grouped.py", "experts": EXPERTS, "active": ACTIVE,
+        **card(), "command": "python kernels/bench/grouped.py" + " --tune" * options.tune,
+        "experts": EXPERTS, "active": ACTIVE,
         "ceilings": ceilings(), "rows": [],
     }  # fmt: skip
     print(result)

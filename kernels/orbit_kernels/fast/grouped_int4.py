@@ -193,8 +193,8 @@ def _product(
             scale_at = scales + high.to(gl.int64) * GRID + out0 // GROUP
             scale_at = scale_at + gl.expand_dims(n, 1) * GRID + gl.expand_dims(g, 0)
         else:  # one group: its scale comes with a neighbour, because four bytes are the least that is copied
-            ring_layout: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-            scale_ring = gl.allocate_shared_memory(gl.int32, [STAGES, STEP], ring_layout)
+            flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+            scale_ring = gl.allocate_shared_memory(gl.int32, [STAGES, STEP], flat)
             n = gl.arange(0, STEP, layout=gl.BlockedLayout([1], [32], [8], [0]))
             pairs = scales.to(gl.pointer_type(gl.int32), bitcast=True)
             scale_at = pairs + high.to(gl.int64) * (GRID // 2) + out0 // GROUP // 2 + n * (GRID // 2)
