@@ -4,6 +4,8 @@ Knows only torch. Every operation here is the readable reference; a fast path ha
 """
 
 from .formats import FORMATS, FormatError, FormatSpec, PackedWeight, dequantize, detect, is_finite, quantize, read
+from .formats.stack import PackedStack
+from .grouped import grouped_linear
 from .linear import linear
 from .lora import lora_delta
 from .oft import cayley_neumann, orthogonality_error, rotate, skew, skew_norm
@@ -12,10 +14,12 @@ __all__ = [
     "FORMATS",
     "FormatError",
     "FormatSpec",
+    "PackedStack",
     "PackedWeight",
     "cayley_neumann",
     "dequantize",
     "detect",
+    "grouped_linear",
     "is_finite",
     "linear",
     "lora_delta",

@@ -36,12 +36,18 @@ def skew(v: Tensor, b: int) -> Tensor:
 def cayley_neumann(v: Tensor, b: int) -> Tensor:
     """v[n, b(b-1)/2] -> R[n, b, b] in the dtype of v; differentiable.
 
-    16-bit parameters are computed in float32 and rounded once, at the end.
+    16-bit parameters are computed in float32 and rounded once, at the end. On a GPU b = 16, 32, 64 go to `fast.cayley`
+    (float64 does not): same result within float32 rounding, differentiable once.
     Raises ValueError when v is not [n, b(b-1)/2].
     """
     _require_triangle(v, b)
     if v.dim() != 2:
         raise ValueError(f"cayley_neumann: expected v[n, b(b-1)/2]; found {tuple(v.shape)}")
+    if v.is_cuda:
+        from . import fast
+
+        if fast.cayley_supports(v, b):
+            return fast.cayley_neumann(v, b)
     return _CayleyNeumann.apply(v, b)
 
 

@@ -1,4 +1,4 @@
-"""The fast paths keep the references' promises: fast_suite.py, in Triton's interpreter on a CPU and as it is on a GPU.
+"""The fast paths keep the references' promises: *_suite.py, in Triton's interpreter on a CPU and as it is on a GPU.
 
 A process of its own, because Triton decides at import whether it interprets.
 """
@@ -26,7 +26,8 @@ def run(code: list[str], **environment: str) -> subprocess.CompletedProcess[str]
 
 def run_suite(**environment: str) -> str:
     alone = ["-m", "pytest", "-o", "addopts=", "-x", "-q", "-p", "no:cacheprovider"]
-    done = run([*alone, "tests/kernels/fast_suite.py"], **environment)
+    suites = [f"tests/kernels/{name}_suite.py" for name in ("fast", "grouped")]
+    done = run([*alone, *suites], **environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return done.stdout
 

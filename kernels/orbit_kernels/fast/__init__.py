@@ -1,9 +1,11 @@
-"""Fast paths for Hopper GPUs in Triton, behind the doors of the references (`linear`, `oft.rotate`).
+"""Fast paths for Hopper GPUs in Triton, behind the doors of the references.
 
     decode      INT4 weight-only product for 1 to 64 tokens, reading W once as stored
     dequantize  every packed format -> dense bfloat16, the reference's bits
     dense       many tokens: scratch of at most 64 MiB and cuBLAS, forward and gradient
+    cayley      Cayley-Neumann v -> R and dR -> dv
     rotate      OFT rotation, dX and dR
+    grouped     products with the packed weights of many experts, forward and gradient
 
 Imported only when a CUDA tensor comes by: without a GPU Triton is never loaded. What these do not take (see `takes`)
 goes to the reference.
@@ -16,14 +18,29 @@ from torch import Tensor
 
 from ..formats import PackedWeight
 from . import dense
+from .cayley import cayley_neumann
+from .cayley import supports as cayley_supports
 from .decode import MAX_TOKENS, decode
 from .decode import supports as decode_supports
 from .dequantize import dequantize
 from .dequantize import supports as dequantize_supports
+from .grouped import grouped_product, takes_grouped
 from .rotate import rotate
 from .rotate import supports as rotate_supports
 
-__all__ = ["decodes", "dequantize", "dgrad", "forward", "rotate", "rotate_supports", "takes"]
+__all__ = [
+    "cayley_neumann",
+    "cayley_supports",
+    "decodes",
+    "dequantize",
+    "dgrad",
+    "forward",
+    "grouped_product",
+    "rotate",
+    "rotate_supports",
+    "takes",
+    "takes_grouped",
+]
 
 
 def takes(x: Tensor, packed: PackedWeight) -> bool:
