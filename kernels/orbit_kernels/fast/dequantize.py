@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..formats import PackedWeight
+from ..formats import FormatSpec, PackedWeight
 from ..formats.fp8 import scale_key
 
 _WORDS = 1024  # per program
@@ -43,6 +43,31 @@ def _e8m0(exponent):
     wide = exponent.to(tl.int32)
     bits = tl.where(wide == 0, 0x00400000, wide << 23)  # 2^-127 is subnormal
     return tl.where(wide == 255, 0x7FC00000, bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def number(word, shift, FORMAT: tl.constexpr):
+    """The code at bit `shift` of a 32-bit word as a float32 number."""
+    code = word >> shift
+    if FORMAT == "int4":
+        return ((code & 15) | 0x4B000000).to(tl.float32, bitcast=True) - 8388616.0
+    elif FORMAT == "fp8":
+        return _e4m3(code & 0xFF)
+    else:
+        return _e2m1(code & 15)
+
+
+@triton.jit
+def wide_scale(scale, whole, FORMAT: tl.constexpr):
+    """A stored scale as the float32 number that its code is multiplied by; `whole` points at the per-tensor scale."""
+    if FORMAT == "mxfp4":
+        return _e8m0(scale)
+    elif FORMAT == "nvfp4-divide":
+        return tl.div_rn(_e4m3(scale.to(tl.int32)), tl.load(whole))
+    elif FORMAT == "nvfp4-multiply":
+        return _e4m3(scale.to(tl.int32)) * tl.load(whole)
+    else:
+        return scale.to(tl.float32)
 
 
 @triton.jit
@@ -70,24 +95,11 @@ def _dequantize(
     value = tl.load(words + row.to(tl.int64) * WORDS_STORED + word, mask=inside, other=0)
     which = (row // BLOCK_ROWS) * SCALES_STORED + (word * PER_WORD) // BLOCK_COLS
     scale = tl.load(scales + which, mask=inside, other=0)
-    lane = tl.arange(0, PER_WORD)[None, :]
-    if FORMAT == "fp8":
-        number = _e4m3((value[:, None] >> (lane * 8)) & 0xFF)
-    else:
-        code = (value[:, None] >> (lane * 4)) & 15
-        number = _e2m1(code) if FORMAT != "int4" else (code | 0x4B000000).to(tl.float32, bitcast=True) - 8388616.0
-    if FORMAT == "mxfp4":
-        wide = _e8m0(scale)
-    elif FORMAT == "nvfp4-divide":
-        wide = tl.div_rn(_e4m3(scale.to(tl.int32)), tl.load(whole))
-    elif FORMAT == "nvfp4-multiply":
-        wide = _e4m3(scale.to(tl.int32)) * tl.load(whole)
-    else:
-        wide = scale.to(tl.float32)
-    product = number * wide[:, None]
+    bits = tl.arange(0, PER_WORD)[None, :] * (32 // PER_WORD)
+    product = number(value[:, None], bits, FORMAT) * wide_scale(scale, whole, FORMAT)[:, None]
     if FORMAT == "int4" or FORMAT == "fp8":
         product = product.to(scale.dtype)  # their product is rounded in the dtype of the scale
-    target = dense + at[:, None].to(tl.int64) * PER_WORD + lane
+    target = dense + at[:, None].to(tl.int64) * PER_WORD + tl.arange(0, PER_WORD)[None, :]
     tl.store(target, product.to(dense.dtype.element_ty), mask=inside[:, None])
 
 
@@ -118,7 +130,7 @@ def dequantize(
         out = torch.empty(shape, dtype=torch.bfloat16, device=packed.device)
     assert tuple(out.shape) == shape and out.is_contiguous()
     assert first_col % per_word == 0 and last_col % per_word == 0
-    codes, scales, whole, kind = _operands(packed)
+    codes, scales, whole, kind = operands(packed.spec, packed.tensors)
     total = shape[0] * shape[1] // per_word
     _dequantize[(triton.cdiv(total, _WORDS),)](
         codes.contiguous().view(torch.int32),
@@ -140,18 +152,17 @@ def dequantize(
     return out
 
 
-def _operands(packed: PackedWeight) -> tuple[Tensor, Tensor, Tensor, str]:
-    """Codes, scales in a dtype that the kernel takes, the per-tensor scale (or any tensor), and the kind."""
-    name, tensors = packed.spec.name, packed.tensors
+def operands(spec: FormatSpec, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, str]:
+    """Codes, scales in a dtype that the kernels take, the per-tensor scale (or any tensor), and the kind."""
+    name = spec.name
     if name == "int4":
         return tensors["weight_packed"], tensors["weight_scale"], tensors["weight_scale"], name
     if name == "fp8":
         scales = tensors[scale_key(tensors)]
         return tensors["weight"], scales, scales, name
-    if name == "mxfp4":
-        scales = tensors["weight_scale"].view(torch.uint8)
-        return tensors["weight_packed"], scales, scales, name
     scales = tensors["weight_scale"].view(torch.uint8)
+    if name == "mxfp4":
+        return tensors["weight_packed"], scales, scales, name
     if "weight_scale_2" in tensors:
         return tensors["weight"], scales, tensors["weight_scale_2"], "nvfp4-multiply"
     return tensors["weight_packed"], scales, tensors["weight_global_scale"], "nvfp4-divide"
