@@ -254,8 +254,8 @@ def test_a_weight_written_just_before_is_the_one_multiplied():
     live = replace(weights[0], tensors={key: tensor.clone() for key, tensor in weights[0].tensors.items()})
     x = torch.randn(4, 2560, device=DEVICE, dtype=FLOAT)
     expected = [linear(x, packed) for packed in weights]
-    for round in range(20):
-        source = weights[round % 2]
+    for turn_number in range(20):
+        source = weights[turn_number % 2]
         for key in ("weight_scale", "weight_packed"):
             live.tensors[key].copy_(source.tensors[key])
-        assert torch.equal(linear(x, live), expected[round % 2])
+        assert torch.equal(linear(x, live), expected[turn_number % 2])

@@ -7,9 +7,9 @@ neighbouring columns, so a tile of int16 gives, by a shift and a mask each, four
 1, 5, 9.., and so on (`unpack`). A product may sum its columns in any order, so x is split the same way, with the codes
 unpacked in the very registers from which the tensor core reads them.
 
-What makes it start early: weights do not depend on the kernel before. A program asks for all its bytes of W to come to
-the L2 cache, and only then waits for that kernel's end, which it may overlap (programmatic dependent launch). Nothing
-is read or written before the wait, so a weight that the kernel before has written is right too.
+What makes it start early (where `plan` says so): weights do not depend on the kernel before. A program asks for all its
+bytes of W to come to the L2 cache, and only then waits for that kernel's end, which it may overlap (programmatic
+dependent launch). Nothing is read or written before the wait, so a weight that the kernel before has written is right.
 
 What makes it right: the bits of `dequantize` for each weight, not an approximation of them. The sum is float32.
 
@@ -49,8 +49,7 @@ class Plan:
     arranged: bool = False  # x is brought into the order of the product's columns by a kernel of its own, before
     rows: int = 64  # of W per program
     warps: int = 4
-    fetch: bool = False
-    overlap: bool = False
+    early: bool = False  # starts before the kernel ahead of it ends; for long rows that costs more than it gains
 
 
 @triton.jit
@@ -104,7 +103,7 @@ def _decode(
     BIAS: tl.constexpr,
     ASM: tl.constexpr,
     ARRANGED: tl.constexpr,
-    FETCH: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     STEP: tl.constexpr = 256
     PER: tl.constexpr = 2 if FORMAT == "fp8" else 4  # codes in a piece
@@ -116,7 +115,7 @@ def _decode(
     first = 0 if FOLD else part * PER_PART
     last = STEPS if FOLD else min(first + PER_PART, STEPS)
     if ASM:
-        if FETCH:
+        if EARLY:
             half = tl.arange(0, ROWS * 2)
             long = (last - first) * PIECES // 2
             row = (tile * ROWS + half // 2) * (K // PER) + first * PIECES + half % 2 * long
@@ -197,15 +196,16 @@ def padded_tokens(tokens: int) -> int:
 
 
 def plan(out: int, width: int, tokens: int, group: int) -> Plan:
-    """Chosen from bench/results/tune_int4.json: about 280 programs, no part shorter than four steps.
+    """Chosen from bench/results/tune_decode_h200.json: about 300 programs, no part shorter than two steps.
 
     (A part of one step must not be folded: the compiler would add it inside the tensor core and change the bits.)
     """
     tiles, steps = out // 64, width // STEP
-    choices = [p for p in range(1, 9) if (p - 1) * -(-steps // p) < steps and (p == 1 or -(-steps // p) >= 4)]
-    parts = min(choices, key=lambda p: (abs(p * tiles - 280), p))
+    choices = [p for p in range(1, 9) if (p - 1) * -(-steps // p) < steps and (p == 1 or -(-steps // p) >= 2)]
+    parts = min(choices, key=lambda p: (abs(p * tiles - 300), p))
     fold = tokens > 32 and tiles >= 100
-    return Plan(parts, fold, 2 if fold and group < 128 else 3, arranged=fold)
+    early = steps <= 16 and not fold
+    return Plan(parts, fold, 2 if fold and group < 128 else 3, arranged=fold, early=early)
 
 
 def decode(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, chosen: Plan | None = None) -> Tensor:
@@ -251,9 +251,9 @@ def decode(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, chosen: 
         bias is not None,
         x.is_cuda,
         chosen.arranged,
-        chosen.fetch,
+        chosen.early,
         num_warps=chosen.warps,
-        **(_overlapping(x) if chosen.overlap else {}),
+        **(_overlapping(x) if chosen.early else {}),
     )
     return y
 

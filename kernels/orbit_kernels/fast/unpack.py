@@ -11,7 +11,7 @@ one element in each of 4 or 2 tiles. The instructions work on a 32-bit word, tha
     e4m3    the hardware's conversion to float16, then float32 arithmetic
 
 All of it is exact but for the one rounding that `dequantize` has too. Where the scale is a float32 number s that
-bfloat16 does not hold (NVFP4), `_split` gives two bfloat16 numbers high and low that do as well:
+bfloat16 does not hold (NVFP4), `_split` gives two bfloat16 numbers, high and low, that do as well:
 code * high + code * low rounds to the same bfloat16 number as code * s, for every code of E2M1.
 """
 
@@ -49,8 +49,8 @@ def weight_tile(pieces, scale, whole, dtype: tl.constexpr, FORMAT: tl.constexpr,
         elif FORMAT == "mxfp4":
             a0, a1, a2, a3 = _e2m1_asm(pieces, _spread(_power_of_two(scale), ROWS, PIECES))
         else:
-            high, low = _split(wide_scale(scale, whole, FORMAT))
-            a0, a1, a2, a3 = _e2m1_split_asm(pieces, _spread(high, ROWS, PIECES), _spread(low, ROWS, PIECES))
+            wide = wide_scale(scale, whole, FORMAT)
+            a0, a1, a2, a3 = _e2m1_split_asm(pieces, _spread(_split(wide), ROWS, PIECES))
         # [row, piece, high bit, low bit] of the place in a piece
         return tl.reshape(tl.permute(tl.join(tl.join(a0, a2), tl.join(a1, a3)), [0, 2, 3, 1]), [ROWS, PIECES * 4])
 
@@ -74,24 +74,54 @@ def _plain(pieces, shift, wide, scale_dtype: tl.constexpr, dtype: tl.constexpr, 
 @triton.jit
 def _power_of_two(exponent):
     """E8M0 -> bfloat16, exact: 2^-127 is subnormal, 255 is NaN."""
-    wide = exponent.to(tl.int16)
-    bits = tl.where(wide == 0, 0x0040, wide << 7)
-    return tl.where(wide == 255, 0x7FC0, bits).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 a, b, floor;
+        mov.b32 floor, 0x00400040;
+        prmt.b32 a, $2, 0, 0x4140;
+        prmt.b32 b, $2, 0, 0x4342;
+        add.u32 $0, a, 0x00010001;
+        add.u32 $1, b, 0x00010001;
+        shl.b32 a, a, 7;
+        shl.b32 b, b, 7;
+        max.u16x2 a, a, floor;
+        max.u16x2 b, b, floor;
+        shr.b32 $0, $0, 2;
+        shr.b32 $1, $1, 2;
+        lop3.b32 $0, $0, floor, a, 0xEA;
+        lop3.b32 $1, $1, floor, b, 0xEA;
+        }""",
+        "=&r,=&r,r",
+        [exponent],
+        dtype=tl.bfloat16,
+        is_pure=True,
+        pack=4,
+    )
+
+
+@triton.jit
+def _two_bf16(a, b, ANCHOR: tl.constexpr):
+    """bf16(a) in the low and bf16(b) in the high half of an int32. ANCHOR: impure in name only, so that the compiler
+    does not repeat what led here in every thread that needs the result."""
+    return tl.inline_asm_elementwise(
+        "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=not ANCHOR, pack=1
+    )
 
 
 @triton.jit
 def _split(s):
-    """float32 -> (high, low) in bfloat16: high = bf16(s), and 1.5 high + 1.5 low rounds to bf16(1.5 s).
+    """float32 s -> two bfloat16 numbers, the low and the high half of an int32: high = bf16(s) and a correction low,
+    such that 1.5 high + 1.5 low rounds to bf16(1.5 s).
 
     The difference r of that and 1.5 high is a small multiple of half a last place of high, and any low will do that is
     within 1/3 of a last place of r / 1.5 and does not reach half a last place, where high itself would change.
     """
-    high = s.to(tl.bfloat16)
-    wide = high.to(tl.float32)
-    r = (s * 1.5).to(tl.bfloat16).to(tl.float32) - wide * 1.5
+    both = _two_bf16(s, s * 1.5, False)
+    wide = (both << 16).to(tl.float32, bitcast=True)
+    r = (both & -65536).to(tl.float32, bitcast=True) - wide * 1.5
     last_place = (wide.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True) * 0.0078125
     low = tl.minimum(tl.maximum(r * 0.6666667, last_place * -0.45), last_place * 0.45)
-    return high, low.to(tl.bfloat16)
+    return _two_bf16(wide, low, True)
 
 
 @triton.jit
@@ -161,39 +191,41 @@ def _e2m1_asm(pieces, scale):
 
 
 @triton.jit
-def _e2m1_split_asm(pieces, high, low):
+def _e2m1_split_asm(pieces, pairs):
     return tl.inline_asm_elementwise(
         """{
-        .reg .b32 u, e, lift;
+        .reg .b32 u, e, lift, high, low;
+        prmt.b32 high, $5, $5, 0x1010;
+        prmt.b32 low, $5, $5, 0x3232;
         mov.b32 lift, 0x7E807E80;
         shr.b32 u, $4, 8;
         and.b32 e, $4, 0x000F000F;
         mul.lo.u32 e, e, 0x1040;
         and.b32 e, e, 0x81C081C0;
         mul.rn.bf16x2 e, e, lift;
-        mul.rn.bf16x2 $0, e, $6;
-        fma.rn.bf16x2 $0, e, $5, $0;
+        mul.rn.bf16x2 $0, e, low;
+        fma.rn.bf16x2 $0, e, high, $0;
         and.b32 e, $4, 0x00F000F0;
         mul.lo.u32 e, e, 0x104;
         and.b32 e, e, 0x81C081C0;
         mul.rn.bf16x2 e, e, lift;
-        mul.rn.bf16x2 $1, e, $6;
-        fma.rn.bf16x2 $1, e, $5, $1;
+        mul.rn.bf16x2 $1, e, low;
+        fma.rn.bf16x2 $1, e, high, $1;
         and.b32 e, u, 0x000F000F;
         mul.lo.u32 e, e, 0x1040;
         and.b32 e, e, 0x81C081C0;
         mul.rn.bf16x2 e, e, lift;
-        mul.rn.bf16x2 $2, e, $6;
-        fma.rn.bf16x2 $2, e, $5, $2;
+        mul.rn.bf16x2 $2, e, low;
+        fma.rn.bf16x2 $2, e, high, $2;
         and.b32 e, u, 0x00F000F0;
         mul.lo.u32 e, e, 0x104;
         and.b32 e, e, 0x81C081C0;
         mul.rn.bf16x2 e, e, lift;
-        mul.rn.bf16x2 $3, e, $6;
-        fma.rn.bf16x2 $3, e, $5, $3;
+        mul.rn.bf16x2 $3, e, low;
+        fma.rn.bf16x2 $3, e, high, $3;
         }""",
         "=&r,=&r,=&r,=&r,r,r,r",
-        [pieces, high, low],
+        [pieces, pairs],
         dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
         is_pure=True,
         pack=2,
