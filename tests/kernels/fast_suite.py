@@ -87,30 +87,56 @@ def test_every_fp8_code_is_decoded_exactly():
         assert torch.equal(dequantize(packed), reference_dequantize(packed))
 
 
-@pytest.mark.parametrize("group", [32, 128])
+def decodable(spec: FormatSpec, out: int, width: int) -> PackedWeight:
+    """A weight that the decode kernel takes; in the interpreter bfloat16 scales become float32, their values as read."""
+    packed = quantize(weight(out, width), spec)
+    if GPU or spec.name != "int4":
+        return packed
+    return replace(packed, tensors=packed.tensors | {"weight_scale": packed.tensors["weight_scale"].float()})
+
+
+def modelopt(packed: PackedWeight) -> PackedWeight:
+    """An NVFP4 weight in ModelOpt's spelling."""
+    stored = packed.tensors
+    spelled = {"weight": stored["weight_packed"], "weight_scale": stored["weight_scale"]}
+    return replace(packed, tensors=spelled | {"weight_scale_2": stored["weight_global_scale"].reciprocal()})
+
+
+@by_format
 @pytest.mark.parametrize("chosen", [None, Plan(2, False, 2), Plan(2, True, 2, arranged=True)])
-def test_decode_is_the_product_with_the_dequantised_weight(group, chosen):
+def test_decode_is_the_product_with_the_dequantised_weight(spec, chosen):
     out, width, tokens = (768, 2560, 13) if GPU else (64, 512, 3)
-    packed = quantize(weight(out, width), FormatSpec("int4", group))
+    packed = decodable(spec, out, width)
     x, bias = torch.randn(tokens, width, device=DEVICE).to(FLOAT), torch.randn(out, device=DEVICE).to(FLOAT)
-    words, scales = packed.tensors["weight_packed"], packed.tensors["weight_scale"]
-    if not GPU:
-        scales = scales.float()
-    dense = reference_dequantize(
-        PackedWeight(packed.spec, packed.shape, packed.tensors | {"weight_scale": scales}), FLOAT
-    )
-    for b in (None, bias):
-        exact = x.double() @ dense.double().T + (0 if b is None else b.double())
-        theirs = torch.nn.functional.linear(x, dense, b)
-        found = decode(x, words, scales, group, b, chosen)
-        assert error(found, exact) <= max(1.02 * error(theirs, exact), 1e-6)
+    for one in (packed, modelopt(packed)) if spec.name == "nvfp4" else (packed,):
+        dense = reference_dequantize(one, FLOAT)
+        for b in (None, bias):
+            exact = x.double() @ dense.double().T + (0 if b is None else b.double())
+            theirs = torch.nn.functional.linear(x, dense, b)
+            assert error(decode(x, one, b, chosen), exact) <= max(1.02 * error(theirs, exact), 1e-6)
+
+
+@on_gpu
+@by_format
+def test_decode_of_unit_vectors_gives_the_bits_of_the_dequantised_weight(spec):
+    """Every code under scales of every size: a row of x that is 1 in one column picks one element of each row of W."""
+    packed = quantize(torch.randn(256, 512, device=DEVICE) * torch.logspace(-6, 3, 512, device=DEVICE), spec)
+    codes = next(tensor for tensor in packed.tensors.values() if tensor.shape[0] == 256)
+    raw = codes.view(torch.uint8)
+    raw.random_(0, 256)
+    if spec.name == "fp8":
+        raw[raw & 0x7F == 0x7F] = 0  # NaN, which no weight may hold
+    for one in (packed, modelopt(packed)) if spec.name == "nvfp4" else (packed,):
+        dense = reference_dequantize(one)
+        columns = torch.eye(512, device=DEVICE, dtype=FLOAT).split(64)
+        found = torch.cat([linear(part, one) for part in columns]).T
+        assert torch.equal(found, dense)
 
 
 def test_arrivals_are_reset_so_that_a_second_call_is_right_too():
-    packed = quantize(weight(64, 512), FORMATS["int4"])
+    packed = decodable(FORMATS["int4"], 64, 512)
     x = torch.randn(2, 512, device=DEVICE).to(FLOAT)
-    operands = (packed.tensors["weight_packed"], packed.tensors["weight_scale"].to(FLOAT), 32)
-    first, second = (decode(x, *operands, chosen=Plan(2, False, 2)) for _ in range(2))
+    first, second = (decode(x, packed, chosen=Plan(2, False, 2)) for _ in range(2))
     assert torch.equal(first, second) and bool(first.any())
 
 
@@ -137,13 +163,13 @@ def test_rotation_and_its_gradients_equal_the_reference(b):
 
 
 @on_gpu
-@pytest.mark.parametrize("group", [32, 128])
+@by_format
 @pytest.mark.parametrize("shape", [(9728, 2560), (2560, 9728), (4096, 2560), (1024, 768)])
-def test_a_row_has_the_same_bits_whatever_the_batch_and_in_every_run(shape, group):
-    packed = quantize(weight(*shape), FormatSpec("int4", group))
+def test_a_row_has_the_same_bits_whatever_the_batch_and_in_every_run(shape, spec):
+    packed = quantize(weight(*shape), spec)
     x = torch.randn(64, shape[1], device=DEVICE).to(FLOAT)
     whole = linear(x, packed)
-    for tokens in (1, 2, 5, 16, 17, 32, 33, 64):
+    for tokens in (1, 2, 5, 8, 9, 16, 17, 32, 33, 64):
         assert torch.equal(linear(x[:tokens], packed), whole[:tokens])
         assert torch.equal(linear(x[-tokens:], packed), whole[-tokens:])
     dense = reference_dequantize(packed)
@@ -194,15 +220,42 @@ def test_rotation_by_the_front_door_is_deterministic_and_each_row_stands_alone()
 
 
 @on_gpu
-def test_decode_is_safe_to_capture_and_replay():
-    packed = quantize(weight(2560, 2048), FORMATS["int4"])
+@by_format
+def test_decode_is_safe_to_capture_and_replay(spec):
+    """A chain, so that each product overlaps the end of the one that makes its input."""
+    up, down = (quantize(weight(*shape), spec) for shape in ((5120, 2048), (2048, 5120)))
     x = torch.randn(4, 2048, device=DEVICE, dtype=FLOAT)
-    linear(x, packed)  # warm-up
+
+    def chain() -> torch.Tensor:
+        h = x
+        for _ in range(4):
+            h = linear(linear(h, up), down)
+        return h
+
+    chain()  # warm-up
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y = linear(x, packed)
+        y = chain()
     for _ in range(3):
         x.normal_()
         y.fill_(float("nan"))
         graph.replay()
-        assert torch.equal(y, linear(x, packed))
+        h = x
+        for step in range(8):
+            h = linear(h, (up, down)[step % 2])
+            torch.cuda.synchronize()
+        assert torch.equal(y, h)
+
+
+@on_gpu
+def test_a_weight_written_just_before_is_the_one_multiplied():
+    """The kernel may start before the one ahead of it ends, and still reads what that one has written."""
+    weights = [quantize(weight(4096, 2560), FORMATS["int4"]) for _ in range(2)]
+    live = replace(weights[0], tensors={key: tensor.clone() for key, tensor in weights[0].tensors.items()})
+    x = torch.randn(4, 2560, device=DEVICE, dtype=FLOAT)
+    expected = [linear(x, packed) for packed in weights]
+    for turn_number in range(20):
+        source = weights[turn_number % 2]
+        for key in ("weight_scale", "weight_packed"):
+            live.tensors[key].copy_(source.tensors[key])
+        assert torch.equal(linear(x, live), expected[turn_number % 2])

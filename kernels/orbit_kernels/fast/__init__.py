@@ -1,6 +1,6 @@
 """Fast paths for Hopper GPUs in Triton, behind the doors of the references.
 
-    decode      INT4 weight-only product for 1 to 64 tokens, reading W once as stored
+    decode      weight-only product for 1 to 64 tokens, reading W once as stored
     dequantize  every packed format -> dense bfloat16, the reference's bits
     dense       many tokens: scratch of at most 64 MiB and cuBLAS, forward and gradient
     cayley      Cayley-Neumann v -> R and dR -> dv
@@ -51,12 +51,7 @@ def takes(x: Tensor, packed: PackedWeight) -> bool:
 
 def decodes(tokens: int, packed: PackedWeight) -> bool:
     """Whether so many tokens go through the decode kernel. Which path is taken never depends on a resident weight."""
-    return (
-        0 < tokens <= MAX_TOKENS
-        and packed.spec.name == "int4"
-        and packed.tensors["weight_scale"].dtype == torch.bfloat16
-        and decode_supports(*packed.shape, packed.spec.group_size)
-    )
+    return 0 < tokens <= MAX_TOKENS and decode_supports(packed)
 
 
 def forward(x: Tensor, packed: PackedWeight, bias: Tensor | None, resident: Tensor | None) -> Tensor:
@@ -66,9 +61,8 @@ def forward(x: Tensor, packed: PackedWeight, bias: Tensor | None, resident: Tens
     if not decodes(tokens, packed):
         return dense.forward(x, packed, bias, resident)
     flat = x.reshape(tokens, width).contiguous()
-    words, scales = packed.tensors["weight_packed"].contiguous(), packed.tensors["weight_scale"].contiguous()
     cast_bias = None if bias is None else bias.to(x.dtype).contiguous()
-    return decode(flat, words, scales, packed.spec.group_size, cast_bias).view(*x.shape[:-1], out)
+    return decode(flat, packed, cast_bias).view(*x.shape[:-1], out)
 
 
 def dgrad(dy: Tensor, packed: PackedWeight, resident: Tensor | None) -> Tensor:

@@ -1,15 +1,17 @@
 # mypy: disable-error-code="no-untyped-def"
 # (the parameters of a Triton kernel are pointers and constants, which Python types do not describe)
-"""INT4 weight-only product for few tokens (M 1..64): y[M, N] = x[M, K] W^T with W read once, as stored.
+"""Weight-only product for few tokens (M 1..64): y[M, N] = x[M, K] W^T, every packed format, W read once as stored.
 
-What makes it fast is that nothing is rearranged. Sixteen bits of `weight_packed` hold the codes of four neighbouring
-columns, so a tile of int16 gives, by a shift and a mask each, four tiles: columns 0, 4, 8.. of the weight, 1, 5, 9..,
-and so on. A product may sum its columns in any order, so x is split the same way and there are four dots per tile, with
-the codes unpacked in the very registers from which the tensor core reads them.
+What makes it fast is that nothing is rearranged. Sixteen bits of a row hold the codes of 4 (or, of eight bits, 2)
+neighbouring columns, so a tile of int16 gives, by a shift and a mask each, four tiles: columns 0, 4, 8.. of the weight,
+1, 5, 9.., and so on (`unpack`). A product may sum its columns in any order, so x is split the same way, with the codes
+unpacked in the very registers from which the tensor core reads them.
 
-What makes it right: OR-ing 0x4300 under a code makes the bfloat16 number 128 + code, so that two instructions on pairs
-of bfloat16 give (code - 8) * scale with one rounding: the bits of `dequantize`, not an approximation of them. The sum
-is float32.
+What makes it start early (where `plan` says so): weights do not depend on the kernel before. A program asks for all its
+bytes of W to come to the L2 cache, and only then waits for that kernel's end, which it may overlap (programmatic
+dependent launch). Nothing is read or written before the wait, so a weight that the kernel before has written is right.
+
+What makes it right: the bits of `dequantize` for each weight, not an approximation of them. The sum is float32.
 
 What makes it deterministic and batch-invariant: which partial sums there are (steps of 256 columns, in PARTS of K) and
 the order in which they are added depend on N and K alone. For few tokens each part has its own program and whichever
@@ -20,12 +22,17 @@ result, bit for bit, for every M in 1..64 and in every run; the only atomics cou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from ..formats import PackedWeight
+from .dequantize import operands
+from .unpack import weight_tile
 from .workspace import arrival_counters
 
 STEP = 256  # columns of W per step of the loop over K
@@ -42,47 +49,7 @@ class Plan:
     arranged: bool = False  # x is brought into the order of the product's columns by a kernel of its own, before
     rows: int = 64  # of W per program
     warps: int = 4
-
-
-@triton.jit
-def _unpack_asm(quads, scale):
-    return tl.inline_asm_elementwise(
-        """{
-        .reg .b32 u, bias;
-        mov.b32 bias, 0x43084308;
-        lop3.b32 $0, $4, 0x000F000F, 0x43004300, 0xEA;
-        shr.b32 u, $4, 4;
-        lop3.b32 $1, u, 0x000F000F, 0x43004300, 0xEA;
-        shr.b32 u, $4, 8;
-        lop3.b32 $2, u, 0x000F000F, 0x43004300, 0xEA;
-        shr.b32 u, $4, 12;
-        lop3.b32 $3, u, 0x000F000F, 0x43004300, 0xEA;
-        sub.rn.bf16x2 $0, $0, bias;
-        sub.rn.bf16x2 $1, $1, bias;
-        sub.rn.bf16x2 $2, $2, bias;
-        sub.rn.bf16x2 $3, $3, bias;
-        mul.rn.bf16x2 $0, $0, $5;
-        mul.rn.bf16x2 $1, $1, $5;
-        mul.rn.bf16x2 $2, $2, $5;
-        mul.rn.bf16x2 $3, $3, $5;
-        }""",
-        "=&r,=&r,=&r,=&r,r,r",
-        [quads, scale],
-        dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
-        is_pure=True,
-        pack=2,
-    )
-
-
-@triton.jit
-def _unpack_plain(quads, scale, dtype: tl.constexpr):
-    """The same in portable arithmetic, for scales and inputs that are not bfloat16 (the interpreter's tests)."""
-    wide = scale.to(tl.float32)
-    a0 = (((quads >> 0) & 15) - 8).to(tl.float32) * wide
-    a1 = (((quads >> 4) & 15) - 8).to(tl.float32) * wide
-    a2 = (((quads >> 8) & 15) - 8).to(tl.float32) * wide
-    a3 = (((quads >> 12) & 15) - 8).to(tl.float32) * wide
-    return a0.to(dtype), a1.to(dtype), a2.to(dtype), a3.to(dtype)
+    early: bool = False  # starts before the kernel ahead of it ends; for long rows that costs more than it gains
 
 
 @triton.jit
@@ -99,11 +66,25 @@ def _finish(total, bias, y, n, m, M, N: tl.constexpr, BIAS: tl.constexpr):
     tl.store(y + m[None, :] * N + n[:, None], total.to(y.dtype.element_ty), mask=m[None, :] < M)
 
 
+@triton.jit
+def _fetch(row, BYTES):
+    """Asks for BYTES (a multiple of 16) from each address of row[...] to come to the L2 cache."""
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0;",
+        "=r,l,r",
+        [row.to(tl.int64), BYTES],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
 @triton.jit(do_not_specialize=["M"])
 def _decode(
     x,
-    quads,
+    pieces,
     scales,
+    whole,
     bias,
     y,
     partial,
@@ -111,7 +92,9 @@ def _decode(
     M,
     N: tl.constexpr,
     K: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
     GROUP: tl.constexpr,
+    FORMAT: tl.constexpr,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     PARTS: tl.constexpr,
@@ -120,43 +103,47 @@ def _decode(
     BIAS: tl.constexpr,
     ASM: tl.constexpr,
     ARRANGED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     STEP: tl.constexpr = 256
-    QUADS: tl.constexpr = STEP // 4
+    PER: tl.constexpr = 2 if FORMAT == "fp8" else 4  # codes in a piece
+    PIECES: tl.constexpr = STEP // PER
     GROUPS: tl.constexpr = STEP // GROUP
     STEPS: tl.constexpr = K // STEP
     PER_PART: tl.constexpr = (STEPS + PARTS - 1) // PARTS
     tile, part = tl.program_id(0), tl.program_id(1)
+    first = 0 if FOLD else part * PER_PART
+    last = STEPS if FOLD else min(first + PER_PART, STEPS)
+    if ASM:
+        if EARLY:
+            half = tl.arange(0, ROWS * 2)
+            long = (last - first) * PIECES // 2
+            row = (tile * ROWS + half // 2) * (K // PER) + first * PIECES + half % 2 * long
+            _fetch(pieces + row, tl.broadcast_to(long * 2, [ROWS * 2]))
+        gdc_launch_dependents()
+        gdc_wait()
     n = tile * ROWS + tl.arange(0, ROWS)
     m = tl.arange(0, TOKENS)
-    quad_at = quads + n[:, None] * (K // 4) + tl.arange(0, QUADS)[None, :]
-    PAIRS: tl.constexpr = ASM and GROUPS == 2
+    piece_at = pieces + n[:, None] * (K // PER) + tl.arange(0, PIECES)[None, :]
+    PAIRS: tl.constexpr = ASM and GROUPS == 2 and FORMAT == "int4"
     if PAIRS:
         scale_at = scales.to(tl.pointer_type(tl.int32)) + n[:, None] * (K // GROUP // 2) + tl.arange(0, 1)[None, :]
     else:
-        scale_at = scales + n[:, None] * (K // GROUP) + tl.arange(0, GROUPS)[None, :]
+        scale_at = scales + (n // BLOCK_ROWS)[:, None] * (K // GROUP) + tl.arange(0, GROUPS)[None, :]
     x_at = x + m[:, None] * K + tl.arange(0, STEP)[None, :]
     present = m[:, None] < M
     acc = tl.zeros([ROWS, TOKENS], tl.float32)
     total = tl.zeros([ROWS, TOKENS], tl.float32)
-    first = 0 if FOLD else part * PER_PART
-    last = STEPS if FOLD else min(first + PER_PART, STEPS)
     for step in tl.range(first, last, num_stages=STAGES):
-        packed = tl.load(quad_at + step * QUADS)
+        packed = tl.load(piece_at + step * PIECES)
         if PAIRS:  # noqa: SIM108 (a branch of the compiler, not a value)
             scale = _scale_pair(tl.load(scale_at + step))
         else:
             scale = tl.load(scale_at + step * GROUPS)
-        scale = tl.reshape(tl.broadcast_to(scale[:, :, None], [ROWS, GROUPS, GROUP // 4]), [ROWS, QUADS])
-        if ASM:
-            a0, a1, a2, a3 = _unpack_asm(packed, scale)
-        else:
-            a0, a1, a2, a3 = _unpack_plain(packed, scale, x.dtype.element_ty)
+        weight = weight_tile(packed, scale, whole, x.dtype.element_ty, FORMAT, ASM)
         columns = tl.load(x_at + step * STEP, mask=present, other=0.0)
         if not ARRANGED:
-            columns = tl.reshape(tl.permute(tl.reshape(columns, [TOKENS, QUADS, 4]), [0, 2, 1]), [TOKENS, STEP])
-        weight = tl.join(tl.join(a0, a2), tl.join(a1, a3))  # [row, quad, high bit, low bit] of the place in a quad
-        weight = tl.reshape(tl.permute(weight, [0, 2, 3, 1]), [ROWS, STEP])
+            columns = tl.reshape(tl.permute(tl.reshape(columns, [TOKENS, PIECES, PER]), [0, 2, 1]), [TOKENS, STEP])
         acc = tl.dot(weight, tl.trans(columns), acc, input_precision="ieee")
         if FOLD and PARTS > 1:
             ends = ((step + 1) % PER_PART == 0) | (step + 1 == STEPS)
@@ -179,18 +166,29 @@ def _decode(
 
 
 @triton.jit
-def _arrange(x, arranged, total, BLOCK: tl.constexpr):
+def _arrange(x, arranged, total, PER: tl.constexpr, GPU: tl.constexpr, BLOCK: tl.constexpr):
+    if GPU:
+        gdc_launch_dependents()
+        gdc_wait()
+    PIECES: tl.constexpr = 256 // PER
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     step, place = at // 256, at % 256
-    value = tl.load(x + step * 256 + place % 64 * 4 + place // 64, mask=at < total)
+    value = tl.load(x + step * 256 + place % PIECES * PER + place // PIECES, mask=at < total)
     tl.store(arranged + at, value, mask=at < total)
 
 
-def arrange(x: Tensor) -> Tensor:
-    """x[M, K] with the 256 columns of each step in the order 0, 4, 8.. 1, 5, 9.. 2.. 3..; contiguous."""
+def arrange(x: Tensor, per: int) -> Tensor:
+    """x[M, K] with the 256 columns of each step in the order 0, per, 2 per.. 1, per + 1.. and so on; contiguous."""
     arranged = torch.empty_like(x)
-    _arrange[(triton.cdiv(x.numel(), 1024),)](x, arranged, x.numel(), 1024, num_warps=4)
+    _arrange[(triton.cdiv(x.numel(), 1024),)](
+        x, arranged, x.numel(), per, x.is_cuda, 1024, num_warps=4, **_overlapping(x)
+    )
     return arranged
+
+
+def _overlapping(x: Tensor) -> dict[str, Any]:
+    """The launch option by which a kernel may start before the one ahead of it ends (the interpreter has none)."""
+    return {"launch_pdl": True} if x.is_cuda else {}
 
 
 def padded_tokens(tokens: int) -> int:
@@ -198,30 +196,30 @@ def padded_tokens(tokens: int) -> int:
 
 
 def plan(out: int, width: int, tokens: int, group: int) -> Plan:
-    """Chosen from bench/results/tune_int4.json: about 280 programs, no part shorter than four steps.
+    """Chosen from bench/results/tune_decode_h200.json: about 300 programs, no part shorter than two steps.
 
     (A part of one step must not be folded: the compiler would add it inside the tensor core and change the bits.)
     """
     tiles, steps = out // 64, width // STEP
-    choices = [p for p in range(1, 9) if (p - 1) * -(-steps // p) < steps and (p == 1 or -(-steps // p) >= 4)]
-    parts = min(choices, key=lambda p: (abs(p * tiles - 280), p))
+    choices = [p for p in range(1, 9) if (p - 1) * -(-steps // p) < steps and (p == 1 or -(-steps // p) >= 2)]
+    parts = min(choices, key=lambda p: (abs(p * tiles - 300), p))
     fold = tokens > 32 and tiles >= 100
-    return Plan(parts, fold, 2 if fold and group < 128 else 3, arranged=fold)
+    early = steps <= 16 and not fold
+    return Plan(parts, fold, 2 if fold and group < 128 else 3, arranged=fold, early=early)
 
 
-def decode(
-    x: Tensor, words: Tensor, scales: Tensor, group: int, bias: Tensor | None = None, chosen: Plan | None = None
-) -> Tensor:
-    """x[M, K] bf16, words int32[N, K/8], scales bf16[N, K/group] -> y[M, N] in the dtype of x; M <= 64.
+def decode(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, chosen: Plan | None = None) -> Tensor:
+    """x[M, K] bf16 -> y[M, N] in the dtype of x; M <= 64, all tensors contiguous.
 
-    Shapes must pass `supports`; the doors are in `linear`.
+    What comes must pass `supports`; the doors are in `linear`.
     """
-    tokens, width = x.shape
-    out = words.shape[0]
+    tokens, (out, width) = x.shape[0], packed.shape
+    codes, scales, whole, kind = operands(packed.spec, packed.tensors)
+    block_rows, group = packed.block
     chosen = chosen or plan(out, width, tokens, group)
     padded = padded_tokens(tokens)
     if chosen.arranged:
-        x = arrange(x)
+        x = arrange(x, 2 if kind == "fp8" else 4)
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     tiles, parts = out // chosen.rows, chosen.parts
     programs = 1 if chosen.fold else parts
@@ -232,8 +230,9 @@ def decode(
         arrivals = arrival_counters(tiles, x.device)
     _decode[(tiles, programs)](
         x,
-        words.view(torch.int16),
+        codes.view(torch.int16),
         scales,
+        whole,
         y if bias is None else bias,
         y,
         partial,
@@ -241,19 +240,27 @@ def decode(
         tokens,
         out,
         width,
+        block_rows,
         group,
+        kind,
         padded,
         chosen.rows,
         parts,
         chosen.fold,
         chosen.stages,
         bias is not None,
-        x.dtype == torch.bfloat16 and scales.dtype == torch.bfloat16,
+        x.is_cuda,
         chosen.arranged,
+        chosen.early,
         num_warps=chosen.warps,
+        **(_overlapping(x) if chosen.early else {}),
     )
     return y
 
 
-def supports(out: int, width: int, group: int) -> bool:
-    return out % 64 == 0 and width % STEP == 0 and group in (32, 64, 128)
+def supports(packed: PackedWeight) -> bool:
+    """Whether whole tiles of 64 rows and steps of 256 columns cover the weight, and scales the tiles."""
+    (out, width), (_, group) = packed.shape, packed.block
+    if out % 64 or width % STEP or group not in (16, 32, 64, 128):
+        return False
+    return packed.spec.name != "int4" or packed.tensors["weight_scale"].dtype == torch.bfloat16

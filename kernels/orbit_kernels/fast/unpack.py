@@ -1,0 +1,263 @@
+# mypy: disable-error-code="no-untyped-def"
+# (the parameters of a Triton kernel are pointers and constants, which Python types do not describe)
+"""Tiles of packed codes -> bfloat16 tiles with the bits of `dequantize`, in the registers that the tensor core reads.
+
+Codes come sixteen bits at a time ("pieces": 4 codes of four bits or 2 of eight), and one piece in a tile of pieces gives
+one element in each of 4 or 2 tiles. The instructions work on a 32-bit word, that is on two neighbouring pieces at once:
+
+    int4    OR 0x4300 under a code: the bfloat16 number 128 + code; minus 136, times the scale
+    e2m1    a multiplication by 2^6 + 2^12 copies a code to two places, a mask keeps the sign of one and the rest of the
+            other: the bfloat16 number code * 2^-126 (subnormals included); times 2^126, times the scale
+    e4m3    the hardware's conversion to float16, then float32 arithmetic
+
+All of it is exact but for the one rounding that `dequantize` has too. Where the scale is a float32 number s that
+bfloat16 does not hold (NVFP4), `_split` gives two bfloat16 numbers, high and low, that do as well:
+code * high + code * low rounds to the same bfloat16 number as code * s, for every code of E2M1.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .dequantize import number, wide_scale
+
+
+@triton.jit
+def weight_tile(pieces, scale, whole, dtype: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
+    """pieces int16[ROWS, P], scale as stored [ROWS, G] -> [ROWS, P * PER]: first all first codes of the pieces, then all
+    second codes, and so on. `whole` points at the per-tensor scale. ASM: scale and dtype are such as GPUs see."""
+    ROWS: tl.constexpr = pieces.shape[0]
+    PIECES: tl.constexpr = pieces.shape[1]
+    if FORMAT == "fp8":
+        if ASM:
+            a0, a1 = _e4m3_asm(pieces, _spread(scale.to(tl.float32), ROWS, PIECES))
+        else:
+            wide = _spread(wide_scale(scale, whole, FORMAT), ROWS, PIECES)
+            a0 = _plain(pieces, 0, wide, scale.dtype, dtype, FORMAT)
+            a1 = _plain(pieces, 8, wide, scale.dtype, dtype, FORMAT)
+        return tl.reshape(tl.permute(tl.join(a0, a1), [0, 2, 1]), [ROWS, PIECES * 2])
+    else:
+        if not ASM:
+            wide = _spread(wide_scale(scale, whole, FORMAT), ROWS, PIECES)
+            a0 = _plain(pieces, 0, wide, scale.dtype, dtype, FORMAT)
+            a1 = _plain(pieces, 4, wide, scale.dtype, dtype, FORMAT)
+            a2 = _plain(pieces, 8, wide, scale.dtype, dtype, FORMAT)
+            a3 = _plain(pieces, 12, wide, scale.dtype, dtype, FORMAT)
+        elif FORMAT == "int4":
+            a0, a1, a2, a3 = _int4_asm(pieces, _spread(scale, ROWS, PIECES))
+        elif FORMAT == "mxfp4":
+            a0, a1, a2, a3 = _e2m1_asm(pieces, _spread(_power_of_two(scale), ROWS, PIECES))
+        else:
+            wide = wide_scale(scale, whole, FORMAT)
+            a0, a1, a2, a3 = _e2m1_split_asm(pieces, _spread(_split(wide), ROWS, PIECES))
+        # [row, piece, high bit, low bit] of the place in a piece
+        return tl.reshape(tl.permute(tl.join(tl.join(a0, a2), tl.join(a1, a3)), [0, 2, 3, 1]), [ROWS, PIECES * 4])
+
+
+@triton.jit
+def _spread(values, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """values[ROWS, G] -> [ROWS, COLS], each column repeated."""
+    GROUPS: tl.constexpr = values.shape[1]
+    return tl.reshape(tl.broadcast_to(values[:, :, None], [ROWS, GROUPS, COLS // GROUPS]), [ROWS, COLS])
+
+
+@triton.jit
+def _plain(pieces, shift, wide, scale_dtype: tl.constexpr, dtype: tl.constexpr, FORMAT: tl.constexpr):
+    """The same in portable arithmetic, for scales and inputs that are not bfloat16 (the interpreter's tests)."""
+    product = number(pieces.to(tl.int32), shift, FORMAT) * wide
+    if FORMAT == "int4" or FORMAT == "fp8":
+        product = product.to(scale_dtype)
+    return product.to(dtype)
+
+
+@triton.jit
+def _power_of_two(exponent):
+    """E8M0 -> bfloat16, exact: 2^-127 is subnormal, 255 is NaN."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 a, b, floor;
+        mov.b32 floor, 0x00400040;
+        prmt.b32 a, $2, 0, 0x4140;
+        prmt.b32 b, $2, 0, 0x4342;
+        add.u32 $0, a, 0x00010001;
+        add.u32 $1, b, 0x00010001;
+        shl.b32 a, a, 7;
+        shl.b32 b, b, 7;
+        max.u16x2 a, a, floor;
+        max.u16x2 b, b, floor;
+        shr.b32 $0, $0, 2;
+        shr.b32 $1, $1, 2;
+        lop3.b32 $0, $0, floor, a, 0xEA;
+        lop3.b32 $1, $1, floor, b, 0xEA;
+        }""",
+        "=&r,=&r,r",
+        [exponent],
+        dtype=tl.bfloat16,
+        is_pure=True,
+        pack=4,
+    )
+
+
+@triton.jit
+def _two_bf16(a, b, ANCHOR: tl.constexpr):
+    """bf16(a) in the low and bf16(b) in the high half of an int32. ANCHOR: impure in name only, so that the compiler
+    does not repeat what led here in every thread that needs the result."""
+    return tl.inline_asm_elementwise(
+        "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=not ANCHOR, pack=1
+    )
+
+
+@triton.jit
+def _split(s):
+    """float32 s -> two bfloat16 numbers, the low and the high half of an int32: high = bf16(s) and a correction low,
+    such that 1.5 high + 1.5 low rounds to bf16(1.5 s).
+
+    The difference r of that and 1.5 high is a small multiple of half a last place of high, and any low will do that is
+    within 1/3 of a last place of r / 1.5 and does not reach half a last place, where high itself would change.
+    """
+    both = _two_bf16(s, s * 1.5, False)
+    wide = (both << 16).to(tl.float32, bitcast=True)
+    r = (both & -65536).to(tl.float32, bitcast=True) - wide * 1.5
+    last_place = (wide.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True) * 0.0078125
+    low = tl.minimum(tl.maximum(r * 0.6666667, last_place * -0.45), last_place * 0.45)
+    return _two_bf16(wide, low, True)
+
+
+@triton.jit
+def _int4_asm(pieces, scale):
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 u, bias;
+        mov.b32 bias, 0x43084308;
+        lop3.b32 $0, $4, 0x000F000F, 0x43004300, 0xEA;
+        shr.b32 u, $4, 4;
+        lop3.b32 $1, u, 0x000F000F, 0x43004300, 0xEA;
+        shr.b32 u, $4, 8;
+        lop3.b32 $2, u, 0x000F000F, 0x43004300, 0xEA;
+        shr.b32 u, $4, 12;
+        lop3.b32 $3, u, 0x000F000F, 0x43004300, 0xEA;
+        sub.rn.bf16x2 $0, $0, bias;
+        sub.rn.bf16x2 $1, $1, bias;
+        sub.rn.bf16x2 $2, $2, bias;
+        sub.rn.bf16x2 $3, $3, bias;
+        mul.rn.bf16x2 $0, $0, $5;
+        mul.rn.bf16x2 $1, $1, $5;
+        mul.rn.bf16x2 $2, $2, $5;
+        mul.rn.bf16x2 $3, $3, $5;
+        }""",
+        "=&r,=&r,=&r,=&r,r,r",
+        [pieces, scale],
+        dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
+        is_pure=True,
+        pack=2,
+    )
+
+
+@triton.jit
+def _e2m1_asm(pieces, scale):
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 u, e, lift;
+        mov.b32 lift, 0x7E807E80;
+        shr.b32 u, $4, 8;
+        and.b32 e, $4, 0x000F000F;
+        mul.lo.u32 e, e, 0x1040;
+        and.b32 e, e, 0x81C081C0;
+        mul.rn.bf16x2 e, e, lift;
+        mul.rn.bf16x2 $0, e, $5;
+        and.b32 e, $4, 0x00F000F0;
+        mul.lo.u32 e, e, 0x104;
+        and.b32 e, e, 0x81C081C0;
+        mul.rn.bf16x2 e, e, lift;
+        mul.rn.bf16x2 $1, e, $5;
+        and.b32 e, u, 0x000F000F;
+        mul.lo.u32 e, e, 0x1040;
+        and.b32 e, e, 0x81C081C0;
+        mul.rn.bf16x2 e, e, lift;
+        mul.rn.bf16x2 $2, e, $5;
+        and.b32 e, u, 0x00F000F0;
+        mul.lo.u32 e, e, 0x104;
+        and.b32 e, e, 0x81C081C0;
+        mul.rn.bf16x2 e, e, lift;
+        mul.rn.bf16x2 $3, e, $5;
+        }""",
+        "=&r,=&r,=&r,=&r,r,r",
+        [pieces, scale],
+        dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
+        is_pure=True,
+        pack=2,
+    )
+
+
+@triton.jit
+def _e2m1_split_asm(pieces, pairs):
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 u, e, lift, high, low;
+        prmt.b32 high, $5, $5, 0x1010;
+        prmt.b32 low, $5, $5, 0x3232;
+        mov.b32 lift, 0x7E807E80;
+        shr.b32 u, $4, 8;
+        and.b32 e, $4, 0x000F000F;
+        mul.lo.u32 e, e, 0x1040;
+        and.b32 e, e, 0x81C081C0;
+        mul.rn.bf16x2 e, e, lift;
+        mul.rn.bf16x2 $0, e, low;
+        fma.rn.bf16x2 $0, e, high, $0;
+        and.b32 e, $4, 0x00F000F0;
+        mul.lo.u32 e, e, 0x104;
+        and.b32 e, e, 0x81C081C0;
+        mul.rn.bf16x2 e, e, lift;
+        mul.rn.bf16x2 $1, e, low;
+        fma.rn.bf16x2 $1, e, high, $1;
+        and.b32 e, u, 0x000F000F;
+        mul.lo.u32 e, e, 0x1040;
+        and.b32 e, e, 0x81C081C0;
+        mul.rn.bf16x2 e, e, lift;
+        mul.rn.bf16x2 $2, e, low;
+        fma.rn.bf16x2 $2, e, high, $2;
+        and.b32 e, u, 0x00F000F0;
+        mul.lo.u32 e, e, 0x104;
+        and.b32 e, e, 0x81C081C0;
+        mul.rn.bf16x2 e, e, lift;
+        mul.rn.bf16x2 $3, e, low;
+        fma.rn.bf16x2 $3, e, high, $3;
+        }""",
+        "=&r,=&r,=&r,=&r,r,r,r",
+        [pieces, pairs],
+        dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
+        is_pure=True,
+        pack=2,
+    )
+
+
+@triton.jit
+def _e4m3_asm(pieces, scale):
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b16 l, h, c0, c1, c2, c3;
+        .reg .b32 p;
+        .reg .f32 f0, f1, f2, f3;
+        mov.b32 {l, h}, $2;
+        cvt.rn.f16x2.e4m3x2 p, l;
+        mov.b32 {c0, c1}, p;
+        cvt.rn.f16x2.e4m3x2 p, h;
+        mov.b32 {c2, c3}, p;
+        cvt.f32.f16 f0, c0;
+        cvt.f32.f16 f1, c1;
+        cvt.f32.f16 f2, c2;
+        cvt.f32.f16 f3, c3;
+        mul.rn.f32 f0, f0, $3;
+        mul.rn.f32 f1, f1, $3;
+        mul.rn.f32 f2, f2, $4;
+        mul.rn.f32 f3, f3, $4;
+        cvt.rn.bf16x2.f32 $0, f2, f0;
+        cvt.rn.bf16x2.f32 $1, f3, f1;
+        }""",
+        "=&r,=&r,r,r,r",
+        [pieces, scale],
+        dtype=(tl.bfloat16, tl.bfloat16),
+        is_pure=True,
+        pack=2,
+    )
