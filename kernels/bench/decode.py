@@ -18,49 +18,16 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from harness import card, ceilings, compact, copies, random_int4, reader, seconds
+from harness import SHAPES, card, ceilings, compact, copies, error, random_packed, reader, seconds, stored
 from orbit_kernels import FormatSpec, PackedWeight, linear
 from orbit_kernels import dequantize as reference_dequantize
 from orbit_kernels.fast import dequantize
 
-SHAPES = [(9728, 2560), (2560, 9728), (4096, 2560), (7168, 2048), (2048, 7168)]
 SPECS = [FormatSpec("int4", 128), FormatSpec("int4", 32), *(FormatSpec(name) for name in ("mxfp4", "nvfp4", "fp8"))]
 TOKENS = [1, 4, 16, 32, 64]
 BUDGET = 240.0  # seconds, after which no further weight is begun
 COMPILERS = 14  # processes that compile the kernels beforehand
-
-
-def random_packed(spec: FormatSpec, out: int, width: int) -> PackedWeight:
-    def random_bytes(*shape: int, low: int = 0, high: int = 256) -> torch.Tensor:
-        return torch.randint(low, high, shape, device="cuda", dtype=torch.uint8)
-
-    if spec.name == "int4":
-        words, scales = random_int4(out, width, spec.group_size)
-        tensors = {"weight_packed": words, "weight_scale": scales, "weight_shape": torch.tensor([out, width])}
-    elif spec.name == "mxfp4":
-        scales = random_bytes(out, width // 32, low=118, high=124)
-        tensors = {"weight_packed": random_bytes(out, width // 2), "weight_scale": scales}
-    elif spec.name == "nvfp4":
-        scales = random_bytes(out, width // 16, low=40, high=120).view(torch.float8_e4m3fn)
-        whole = torch.rand(1, device="cuda") * 100 + 1000
-        tensors = {"weight_packed": random_bytes(out, width // 2), "weight_scale": scales, "weight_global_scale": whole}
-    else:
-        codes = random_bytes(out, width)
-        codes[codes & 0x7F == 0x7F] = 0  # NaN
-        scales = torch.rand(-(-out // 128), -(-width // 128), device="cuda") * 1e-3 + 1e-4
-        tensors = {"weight": codes.view(torch.float8_e4m3fn), "weight_scale_inv": scales}
-    return PackedWeight(spec, (out, width), tensors)
-
-
-def stored(packed: PackedWeight) -> torch.Tensor:
-    parts = [t for key, t in packed.tensors.items() if key not in ("weight_shape", "weight_global_scale")]
-    return torch.cat([part.flatten().view(torch.uint8) for part in parts]).view(torch.int32)
-
-
-def error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return float((found.double() - exact).norm() / exact.norm())
 
 
 def through_scratch(x: torch.Tensor, packed: PackedWeight) -> torch.Tensor:
@@ -99,6 +66,14 @@ def compile_share(index: int) -> None:
     torch.cuda.synchronize()
 
 
+def show(what: str, rows: list[dict[str, Any]]) -> None:
+    ranges = [
+        f"{key} {min(row[key] for row in rows):.2f} to {max(row[key] for row in rows):.2f}"
+        for key in ("over_read", "against_cublas", "against_dequantise")
+    ]
+    print(what.ljust(16), "; ".join(ranges), *(f"{row['us']:.1f}/{row['read_us']:.1f}" for row in rows), flush=True)
+
+
 def main(path: str) -> None:
     workers = [subprocess.Popen([sys.executable, __file__, "--compile", str(i)]) for i in range(COMPILERS)]
     assert not any(worker.wait() for worker in workers)
@@ -112,10 +87,7 @@ def main(path: str) -> None:
             Path(path).write_text(compact(result))
         mine = [row for row in result["rows"] if row["format"] == f"{spec.name}-{spec.group_size}"]
         for m in TOKENS:
-            print(f"{spec.name}-{spec.group_size} M {m}".ljust(18), *(
-                f"{key} {min(r[key] for r in mine if r['M'] == m):.2f} to {max(r[key] for r in mine if r['M'] == m):.2f};"
-                for key in ("over_read", "against_cublas", "against_dequantise")
-            ), *(f"{r['us']:.1f}/{r['read_us']:.1f}" for r in mine if r["M"] == m), flush=True)  # fmt: skip
+            show(f"{spec.name}-{spec.group_size} M {m}", [row for row in mine if row["M"] == m])
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from orbit_kernels import FormatSpec, PackedWeight
+
+SHAPES = [(9728, 2560), (2560, 9728), (4096, 2560), (7168, 2048), (2048, 7168)]  # (out, in)
 ROTATE_BYTES = 300e6
 Thunk = Callable[[], object]
 
@@ -73,15 +79,44 @@ def ceilings() -> dict[str, float]:
     return {"copy_GBps": copy / 1e9, "read_GBps": read / 1e9, "bf16_TFLOPs": product / 1e12}
 
 
+def error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
 def card() -> dict[str, str]:
     return {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
 
 
-def random_int4(out: int, width: int, group: int) -> tuple[Tensor, Tensor]:
-    """Random codes and scales as a checkpoint stores them: int32[out, width/8], bf16[out, width/group]."""
-    words = torch.randint(-(2**31), 2**31 - 1, (out, width // 8), device="cuda", dtype=torch.int32)
-    scales = (torch.rand(out, width // group, device="cuda") * 0.02 + 0.002).to(torch.bfloat16)
-    return words, scales
+def random_packed(spec: FormatSpec, out: int, width: int) -> PackedWeight:
+    """Random codes under random scales of a usual size, as a checkpoint stores them."""
+
+    def random_bytes(*shape: int, low: int = 0, high: int = 256) -> Tensor:
+        return torch.randint(low, high, shape, device="cuda", dtype=torch.uint8)
+
+    if spec.name == "int4":
+        words = torch.randint(-(2**31), 2**31 - 1, (out, width // 8), device="cuda", dtype=torch.int32)
+        scales = (torch.rand(out, width // spec.group_size, device="cuda") * 0.02 + 0.002).to(torch.bfloat16)
+        shape = torch.tensor([out, width], device="cuda")
+        tensors = {"weight_packed": words, "weight_scale": scales, "weight_shape": shape}
+    elif spec.name == "mxfp4":
+        scales = random_bytes(out, width // 32, low=118, high=124)
+        tensors = {"weight_packed": random_bytes(out, width // 2), "weight_scale": scales}
+    elif spec.name == "nvfp4":
+        scales = random_bytes(out, width // 16, low=40, high=120).view(torch.float8_e4m3fn)
+        whole = torch.rand(1, device="cuda") * 100 + 1000
+        tensors = {"weight_packed": random_bytes(out, width // 2), "weight_scale": scales, "weight_global_scale": whole}
+    else:
+        codes = random_bytes(out, width)
+        codes[codes & 0x7F == 0x7F] = 0  # NaN
+        scales = torch.rand(-(-out // 128), -(-width // 128), device="cuda") * 1e-3 + 1e-4
+        tensors = {"weight": codes.view(torch.float8_e4m3fn), "weight_scale_inv": scales}
+    return PackedWeight(spec, (out, width), tensors)
+
+
+def stored(packed: PackedWeight) -> Tensor:
+    """Its codes and scales as one int32 tensor, to be read."""
+    parts = [t for key, t in packed.tensors.items() if key not in ("weight_shape", "weight_global_scale")]
+    return torch.cat([part.flatten().view(torch.uint8) for part in parts]).view(torch.int32)
 
 
 def compact(result: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Times every way to cut the decode product and prints the best: the data behind `fast.decode.plan`.
 
-    PYTHONPATH=kernels python kernels/bench/tune_decode.py OUT.json [--group 128] [--tokens 16,64]
+    PYTHONPATH=kernels python kernels/bench/tune_decode.py OUT.json [--format int4] [--group 128] [--tokens 16,64]
 
 Every candidate is checked against float64 before it is timed. Kernels are compiled by several processes beforehand.
 """
@@ -14,13 +14,10 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from harness import card, compact, copies, random_int4, reader, seconds
-from orbit_kernels import FormatSpec, PackedWeight, dequantize
+from harness import SHAPES, card, compact, copies, error, random_packed, reader, seconds, stored
+from orbit_kernels import FormatSpec, dequantize
 from orbit_kernels.fast.decode import STEP, Plan, decode
-
-SHAPES = [(9728, 2560), (2560, 9728), (4096, 2560), (7168, 2048), (2048, 7168)]
 
 
 def candidates(out: int, width: int, tokens: int) -> list[Plan]:
@@ -39,19 +36,15 @@ def candidates(out: int, width: int, tokens: int) -> list[Plan]:
     return found
 
 
-def weight_of(out: int, width: int, group: int) -> PackedWeight:
-    words, scales = random_int4(out, width, group)
-    tensors = {"weight_packed": words, "weight_scale": scales, "weight_shape": torch.tensor([out, width])}
-    return PackedWeight(FormatSpec("int4", group), (out, width), tensors)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("path")
+    parser.add_argument("--format", default="int4")
     parser.add_argument("--group", type=int, default=128)
     parser.add_argument("--tokens", default="16,64")
     parser.add_argument("--worker", default="")
     options = parser.parse_args()
+    spec = FormatSpec(options.format, options.group)
     work = [
         (out, width, tokens, plan)
         for out, width in SHAPES
@@ -62,19 +55,20 @@ def main() -> None:
         index, of = map(int, options.worker.split("/"))
         for out, width, tokens, plan in work[index::of]:
             x = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
-            decode(x, *random_int4(out, width, options.group), options.group, chosen=plan)
+            decode(x, random_packed(spec, out, width), chosen=plan)
         torch.cuda.synchronize()
         return
     count = 14
-    argv = [sys.executable, __file__, options.path, "--group", str(options.group), "--tokens", options.tokens]
+    given = ["--format", spec.name, "--group", str(spec.group_size), "--tokens", options.tokens]
+    argv = [sys.executable, __file__, options.path, *given]
     workers = [subprocess.Popen([*argv, "--worker", f"{i}/{count}"]) for i in range(count)]
     print(len(work), "candidates; workers returned", {worker.wait() for worker in workers}, flush=True)
     rows = []
     for out, width in SHAPES:
-        packed = weight_of(out, width, options.group)
+        packed = random_packed(spec, out, width)
         dense = dequantize(packed).double()
-        sets = [random_int4(out, width, options.group) for _ in range(copies(packed.nbytes))]
-        floor = seconds([reader(torch.cat([w.flatten(), s.flatten().view(torch.int32)])) for w, s in sets])
+        sets = [random_packed(spec, out, width) for _ in range(copies(packed.nbytes))]
+        floor = seconds([reader(words) for words in [stored(each) for each in sets]])
         for tokens in map(int, options.tokens.split(",")):
             x = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
             exact = x.double() @ dense.T
@@ -82,14 +76,13 @@ def main() -> None:
             allowed = float((cublas - exact).norm() / exact.norm()) * 1.001
             for plan in candidates(out, width, tokens):
                 row = {"out": out, "in": width, "tokens": tokens, **plan.__dict__, "read_us": floor * 1e6}
-                own = (packed.tensors["weight_packed"], packed.tensors["weight_scale"], options.group)
-                same = decode(x, *own, chosen=plan)
-                bits = torch.equal(same, decode(x, *own, chosen=Plan(plan.parts, False, 3)))
-                error = float((decode(x, *own, chosen=plan) - exact).norm() / exact.norm())
-                row |= {"error": error, "error_cublas": allowed / 1.001, "right": error <= allowed, "bits": bits}
+                same = decode(x, packed, chosen=plan)
+                bits = torch.equal(same, decode(x, packed, chosen=Plan(plan.parts, False, 3)))
+                off = error(decode(x, packed, chosen=plan), exact)
+                row |= {"error": off, "error_cublas": allowed / 1.001, "right": off <= allowed, "bits": bits}
                 for m in (1, 16) if tokens == 16 else (tokens,):
                     part = x[:m].contiguous()
-                    calls = [lambda s=s, p=plan, part=part: decode(part, *s, options.group, chosen=p) for s in sets]
+                    calls = [lambda s=s, p=plan, part=part: decode(part, s, chosen=p) for s in sets]
                     row[f"us_{m}"] = seconds(calls, 9) * 1e6
                 rows.append(row)
             mine = [row for row in rows if (row["out"], row["in"], row["tokens"]) == (out, width, tokens)]
@@ -108,7 +101,7 @@ def main() -> None:
             (r for r in rows if (r["out"], r["in"], r["tokens"]) == key), key=lambda r: r[f"us_{key[2]}"]
         )[:12]
     ]
-    command = f"python kernels/bench/tune_decode.py OUT.json --group {options.group} --tokens {options.tokens}"
+    command = " ".join(["python kernels/bench/tune_decode.py OUT.json", *given])
     result = {**card(), "command": command, "kept": "the twelve fastest of each shape", "group": options.group}
     Path(options.path).write_text(compact(result | {"rows": kept}))
 

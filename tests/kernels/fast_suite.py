@@ -88,7 +88,7 @@ def test_every_fp8_code_is_decoded_exactly():
 
 
 def decodable(spec: FormatSpec, out: int, width: int) -> PackedWeight:
-    """A weight that the decode kernel takes; in the interpreter bfloat16 scales become float32, their values as read."""
+    """A weight that the decode kernel takes; in the interpreter bfloat16 scales become float32, of equal value."""
     packed = quantize(weight(out, width), spec)
     if GPU or spec.name != "int4":
         return packed

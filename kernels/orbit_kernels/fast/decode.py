@@ -196,20 +196,22 @@ def padded_tokens(tokens: int) -> int:
 
 
 def plan(out: int, width: int, tokens: int, group: int) -> Plan:
-    """Chosen from bench/results/tune_decode_h200.json: about 300 programs, no part shorter than two steps.
+    """Chosen from what was measured (README): 224 to 460 programs of equally many steps, at least two; else about 300.
 
     (A part of one step must not be folded: the compiler would add it inside the tensor core and change the bits.)
     """
     tiles, steps = out // 64, width // STEP
-    choices = [p for p in range(1, 9) if (p - 1) * -(-steps // p) < steps and (p == 1 or -(-steps // p) >= 2)]
-    parts = min(choices, key=lambda p: (abs(p * tiles - 300), p))
-    fold = tokens > 32 and tiles >= 100
+    choices = [p for p in range(1, 8) if (p - 1) * -(-steps // p) < steps and (p == 1 or -(-steps // p) >= 2)]
+    even = [p for p in choices if steps % p == 0 and 224 <= p * tiles <= 460]
+    parts = min(even or choices, key=lambda p: (abs(p * tiles - (340 if even else 300)), p))
+    many = tokens > 32
+    fold = tiles >= 100 and (many or (tokens > 16 and parts >= 4))
     early = steps <= 16 and not fold
-    return Plan(parts, fold, 2 if fold and group < 128 else 3, arranged=fold, early=early)
+    return Plan(parts, fold, 2 if fold and many and group < 128 else 3, arranged=fold and many, early=early)
 
 
 def decode(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, chosen: Plan | None = None) -> Tensor:
-    """x[M, K] bf16 -> y[M, N] in the dtype of x; M <= 64, all tensors contiguous.
+    """x[M, K] bf16 -> y[M, N] in the dtype of x; M <= 64, x and bias contiguous.
 
     What comes must pass `supports`; the doors are in `linear`.
     """
@@ -230,8 +232,8 @@ def decode(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, chosen: 
         arrivals = arrival_counters(tiles, x.device)
     _decode[(tiles, programs)](
         x,
-        codes.view(torch.int16),
-        scales,
+        codes.contiguous().view(torch.int16),
+        scales.contiguous(),
         whole,
         y if bias is None else bias,
         y,

@@ -2,8 +2,8 @@
 # (the parameters of a Triton kernel are pointers and constants, which Python types do not describe)
 """Tiles of packed codes -> bfloat16 tiles with the bits of `dequantize`, in the registers that the tensor core reads.
 
-Codes come sixteen bits at a time ("pieces": 4 codes of four bits or 2 of eight), and one piece in a tile of pieces gives
-one element in each of 4 or 2 tiles. The instructions work on a 32-bit word, that is on two neighbouring pieces at once:
+Codes come sixteen bits at a time ("pieces": 4 codes of four bits or 2 of eight), and a piece in a tile of pieces gives
+an element in each of 4 or 2 tiles. The instructions work on a 32-bit word, that is on two neighbouring pieces at once:
 
     int4    OR 0x4300 under a code: the bfloat16 number 128 + code; minus 136, times the scale
     e2m1    a multiplication by 2^6 + 2^12 copies a code to two places, a mask keeps the sign of one and the rest of the
@@ -20,12 +20,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .dequantize import number, wide_scale
+from .dequantize import _e4m3, number, wide_scale
 
 
 @triton.jit
 def weight_tile(pieces, scale, whole, dtype: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
-    """pieces int16[ROWS, P], scale as stored [ROWS, G] -> [ROWS, P * PER]: first all first codes of the pieces, then all
+    """pieces int16[ROWS, P], scale as stored [ROWS, G] -> [ROWS, P * PER]: the first codes of all pieces, then the
     second codes, and so on. `whole` points at the per-tensor scale. ASM: scale and dtype are such as GPUs see."""
     ROWS: tl.constexpr = pieces.shape[0]
     PIECES: tl.constexpr = pieces.shape[1]
@@ -49,7 +49,10 @@ def weight_tile(pieces, scale, whole, dtype: tl.constexpr, FORMAT: tl.constexpr,
         elif FORMAT == "mxfp4":
             a0, a1, a2, a3 = _e2m1_asm(pieces, _spread(_power_of_two(scale), ROWS, PIECES))
         else:
-            wide = wide_scale(scale, whole, FORMAT)
+            if FORMAT == "nvfp4-divide":
+                wide = _quotient(_e4m3(scale.to(tl.int32)), tl.load(whole))
+            else:
+                wide = wide_scale(scale, whole, FORMAT)
             a0, a1, a2, a3 = _e2m1_split_asm(pieces, _spread(_split(wide), ROWS, PIECES))
         # [row, piece, high bit, low bit] of the place in a piece
         return tl.reshape(tl.permute(tl.join(tl.join(a0, a2), tl.join(a1, a3)), [0, 2, 3, 1]), [ROWS, PIECES * 4])
@@ -100,12 +103,20 @@ def _power_of_two(exponent):
 
 
 @triton.jit
-def _two_bf16(a, b, ANCHOR: tl.constexpr):
-    """bf16(a) in the low and bf16(b) in the high half of an int32. ANCHOR: impure in name only, so that the compiler
-    does not repeat what led here in every thread that needs the result."""
-    return tl.inline_asm_elementwise(
-        "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=not ANCHOR, pack=1
-    )
+def _quotient(number, divisor):
+    """number / divisor as float32 rounds it, for numbers of E4M3 and divisors of 2^-100 to 2^100: the rounded
+    reciprocal and two steps with the remainder, which is exact (Markstein 1990)."""
+    inverse = tl.div_rn(1.0, divisor)
+    guess = number * inverse
+    guess = tl.fma(tl.fma(-guess, divisor, number), inverse, guess)
+    return tl.fma(tl.fma(-guess, divisor, number), inverse, guess)
+
+
+@triton.jit
+def _rounded(s):
+    """A float32 number rounded to bfloat16 (nearest, ties to even), as float32: ten times the rate of a conversion."""
+    bits = s.to(tl.int32, bitcast=True)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -116,12 +127,13 @@ def _split(s):
     The difference r of that and 1.5 high is a small multiple of half a last place of high, and any low will do that is
     within 1/3 of a last place of r / 1.5 and does not reach half a last place, where high itself would change.
     """
-    both = _two_bf16(s, s * 1.5, False)
-    wide = (both << 16).to(tl.float32, bitcast=True)
-    r = (both & -65536).to(tl.float32, bitcast=True) - wide * 1.5
-    last_place = (wide.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True) * 0.0078125
+    high = _rounded(s)
+    r = _rounded(s * 1.5) - high * 1.5
+    last_place = (high.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True) * 0.0078125
     low = tl.minimum(tl.maximum(r * 0.6666667, last_place * -0.45), last_place * 0.45)
-    return _two_bf16(wide, low, True)
+    pair = (low.to(tl.int32, bitcast=True) & -65536) | ((high.to(tl.int32, bitcast=True) >> 16) & 0xFFFF)
+    # Impure in name only: the compiler would otherwise repeat all this in every thread that needs the scale.
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [pair], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
