@@ -94,7 +94,7 @@ class Artifact:
                 if not file.is_file() or sha256_file(file) != entry.sha256:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     self._download(name, partial)
-                    _make_durable(file)
+                    make_durable(file)
                 on_file(entry.size)
             for left in (path for path in partial.rglob(".*") if path.is_file()):  # of a download that was killed
                 left.unlink()
@@ -241,6 +241,7 @@ def code_version() -> str:
         return orbit_core.__version__
 
 
-def _make_durable(file: Path) -> None:
+def make_durable(file: Path) -> None:
+    """Its bytes are on the disk when this returns."""
     with open(file, "rb") as stream:
         os.fsync(stream.fileno())

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from orbit_core.steps.contract import json_digest
-from orbit_core.store.artifacts import code_version
+from orbit_core.store.artifacts import code_version, make_durable
 from orbit_core.store.digests import sha256_file
 from orbit_core.store.folder import NO_LINKS
 
@@ -50,18 +50,14 @@ class Growing:
         """Take over what an earlier try has left of the same thing. `identity`: JSON that says what is going to be
         made, and how; what was left of anything else is removed."""
         self._identity = json_digest([code_version(), identity])
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._take_over()
-        self._ledger = os.open(self.folder / LEDGER, os.O_WRONLY | os.O_APPEND)
+        self._open()
 
     def forget(self) -> None:
         """Begin afresh: nothing of what was taken over can be used."""
         os.close(self._ledger)
         shutil.rmtree(self.folder)
         self.units, self.digests = {}, {}
-        self.folder.mkdir()
-        self._take_over()
-        self._ledger = os.open(self.folder / LEDGER, os.O_WRONLY | os.O_APPEND)
+        self._open()
 
     def part(self, file: str) -> Path:
         """Where `file` is while it grows."""
@@ -105,13 +101,18 @@ class Growing:
                     raise
                 os.rename(self.folder / file, directory / file)  # the next try would have to make it again
 
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._take_over()
+        self._ledger = os.open(self.folder / LEDGER, os.O_WRONLY | os.O_APPEND)
+
     def _finish(self, file: str) -> None:
         part = self.part(file)
         digest = sha256_file(part)
-        _sync(part)
+        make_durable(part)
         size = part.stat().st_size
         self._append({"file": file, "sha256": digest, "size": size})
-        _sync(self.folder / LEDGER)  # it is read by whoever comes after a power cut
+        make_durable(self.folder / LEDGER)  # it is read by whoever comes after a power cut
         os.rename(part, self.folder / file)
         self.digests[file] = digest
 
@@ -147,7 +148,7 @@ class Growing:
         lines = [{"identity": self._identity, "boot": boot}, *whole_files, *self.units.values()]
         new = self.folder / f"{LEDGER}.new"
         new.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-        _sync(new)
+        make_durable(new)
         os.replace(new, self.folder / LEDGER)  # not appended to: who was here before us may still hold the old one
 
 
@@ -183,8 +184,3 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _boot() -> str:
     """Names this start of the machine; empty where it has no name."""
     return _BOOT.read_text().strip() if _BOOT.exists() else ""
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as stream:
-        os.fsync(stream.fileno())

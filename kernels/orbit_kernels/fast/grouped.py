@@ -23,6 +23,7 @@ from ..formats.stack import PackedStack
 from . import grouped_int4
 from .dequantize import number, operands, wide_scale
 from .schedule import schedule
+from .unpack import spread
 
 ROWS = 128  # outputs per program
 _STEP = 64  # of the sum per step
@@ -32,29 +33,13 @@ _STEP = 64  # of the sum per step
 def _pairs(word, shift, scale):
     """(code - 8) * scale in bfloat16, two at a time."""
     return tl.inline_asm_elementwise(
-        """{
-        .reg .b32 a, b;
-        shr.b32 a, $1, $3;
-        shr.b32 b, $2, $4;
-        prmt.b32 a, a, b, 0x5410;
-        lop3.b32 a, a, 0x000F000F, 0x43004300, 0xEA;
-        mov.b32 b, 0x43084308;
-        sub.rn.bf16x2 a, a, b;
-        mul.rn.bf16x2 $0, a, $5;
-        }""",
+        grouped_int4.PAIRS,
         "=r,r,r,r,r,r",
         [word, shift, scale],
         dtype=tl.bfloat16,
         is_pure=True,
         pack=2,
     )
-
-
-@triton.jit
-def _spread(values, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """values[ROWS, groups] -> [ROWS, COLS], each column repeated."""
-    EACH: tl.constexpr = COLS // values.shape[1]
-    return tl.reshape(tl.broadcast_to(values[:, :, None], [ROWS, values.shape[1], EACH]), [ROWS, COLS])
 
 
 @triton.jit
@@ -102,7 +87,7 @@ def _grouped(
         wide = scale
         if FORMAT != "int4" or part.dtype != tl.bfloat16 or scale.dtype != tl.bfloat16:
             wide = wide_scale(scale, whole + expert, FORMAT)
-        word, wide = _spread(word, HIGH, WIDE), _spread(wide, HIGH, WIDE)
+        word, wide = spread(word, HIGH, WIDE), spread(wide, HIGH, WIDE)
         if TURNED:
             weight = _weight(tl.trans(word), tl.trans(bits), tl.trans(wide), part.dtype, scale.dtype, FORMAT)
         else:

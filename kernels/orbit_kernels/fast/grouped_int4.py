@@ -42,21 +42,26 @@ _WARPS = 8
 _FEW = 112  # rows per expert, on average: bench/results/grouped.json
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # its name changed between releases of Triton
 
+# Two codes of INT4, each in a word, times their scale: 0x4300 over a code is the bfloat16 number 128 + code.
+PAIRS = gl.constexpr(
+    """{
+    .reg .b32 a, b;
+    shr.b32 a, $1, $3;
+    shr.b32 b, $2, $4;
+    prmt.b32 a, a, b, 0x5410;
+    lop3.b32 a, a, 0x000F000F, 0x43004300, 0xEA;
+    mov.b32 b, 0x43084308;
+    sub.rn.bf16x2 a, a, b;
+    mul.rn.bf16x2 $0, a, $5;
+    }"""
+)
+
 
 @gluon.jit
 def _unpack(word, bits, scale):
     """(code - 8) * scale in bfloat16, two at a time: 0x4300 over a code is the number 128 + code."""
     return gl.inline_asm_elementwise(
-        """{
-        .reg .b32 a, b;
-        shr.b32 a, $1, $3;
-        shr.b32 b, $2, $4;
-        prmt.b32 a, a, b, 0x5410;
-        lop3.b32 a, a, 0x000F000F, 0x43004300, 0xEA;
-        mov.b32 b, 0x43084308;
-        sub.rn.bf16x2 a, a, b;
-        mul.rn.bf16x2 $0, a, $5;
-        }""",
+        PAIRS,
         "=r,r,r,r,r,r",
         [word, bits, scale],
         dtype=gl.bfloat16,

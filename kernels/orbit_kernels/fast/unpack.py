@@ -31,35 +31,35 @@ def weight_tile(pieces, scale, whole, dtype: tl.constexpr, FORMAT: tl.constexpr,
     PIECES: tl.constexpr = pieces.shape[1]
     if FORMAT == "fp8":
         if ASM:
-            a0, a1 = _e4m3_asm(pieces, _spread(scale.to(tl.float32), ROWS, PIECES))
+            a0, a1 = _e4m3_asm(pieces, spread(scale.to(tl.float32), ROWS, PIECES))
         else:
-            wide = _spread(wide_scale(scale, whole, FORMAT), ROWS, PIECES)
+            wide = spread(wide_scale(scale, whole, FORMAT), ROWS, PIECES)
             a0 = _plain(pieces, 0, wide, scale.dtype, dtype, FORMAT)
             a1 = _plain(pieces, 8, wide, scale.dtype, dtype, FORMAT)
         return tl.reshape(tl.permute(tl.join(a0, a1), [0, 2, 1]), [ROWS, PIECES * 2])
     else:
         if not ASM:
-            wide = _spread(wide_scale(scale, whole, FORMAT), ROWS, PIECES)
+            wide = spread(wide_scale(scale, whole, FORMAT), ROWS, PIECES)
             a0 = _plain(pieces, 0, wide, scale.dtype, dtype, FORMAT)
             a1 = _plain(pieces, 4, wide, scale.dtype, dtype, FORMAT)
             a2 = _plain(pieces, 8, wide, scale.dtype, dtype, FORMAT)
             a3 = _plain(pieces, 12, wide, scale.dtype, dtype, FORMAT)
         elif FORMAT == "int4":
-            a0, a1, a2, a3 = _int4_asm(pieces, _spread(scale, ROWS, PIECES))
+            a0, a1, a2, a3 = _int4_asm(pieces, spread(scale, ROWS, PIECES))
         elif FORMAT == "mxfp4":
-            a0, a1, a2, a3 = _e2m1_asm(pieces, _spread(_power_of_two(scale), ROWS, PIECES))
+            a0, a1, a2, a3 = _e2m1_asm(pieces, spread(_power_of_two(scale), ROWS, PIECES))
         else:
             if FORMAT == "nvfp4-divide":
                 wide = _quotient(_e4m3(scale.to(tl.int32)), tl.load(whole))
             else:
                 wide = wide_scale(scale, whole, FORMAT)
-            a0, a1, a2, a3 = _e2m1_split_asm(pieces, _spread(_split(wide), ROWS, PIECES))
+            a0, a1, a2, a3 = _e2m1_split_asm(pieces, spread(_split(wide), ROWS, PIECES))
         # [row, piece, high bit, low bit] of the place in a piece
         return tl.reshape(tl.permute(tl.join(tl.join(a0, a2), tl.join(a1, a3)), [0, 2, 3, 1]), [ROWS, PIECES * 4])
 
 
 @triton.jit
-def _spread(values, ROWS: tl.constexpr, COLS: tl.constexpr):
+def spread(values, ROWS: tl.constexpr, COLS: tl.constexpr):
     """values[ROWS, G] -> [ROWS, COLS], each column repeated."""
     GROUPS: tl.constexpr = values.shape[1]
     return tl.reshape(tl.broadcast_to(values[:, :, None], [ROWS, GROUPS, COLS // GROUPS]), [ROWS, COLS])
