@@ -28,6 +28,7 @@ from orbit_core.store.artifacts import ArtifactStore
 STEPS = ("data", "pretrain", "quantize", "convert", "preflight", "train", "evaluate", "publish", "report")
 SMALL = Resources(cpus=1, memory_gib=2, shm_gib=0, scratch_gib=1, grace_seconds=20).model_dump()
 AS_JOBS: dict[str, Any] = {"executor": "kubernetes", "resources": dict.fromkeys(STEPS, SMALL)}
+BRIEF = {"model": {"steps": 20}, "algorithm": {"steps": 4}, "evaluation": {"samples": 0}}
 RETRAIN = """
 import json, sys
 from flows.retrain import retrain
@@ -48,7 +49,9 @@ def scenario(function: WholeRun) -> WholeRun:
 @scenario
 def demo(world: World, server: PrefectServer) -> None:
     """The demo recipe, started with `prefect deployment run`: nine Jobs, held-out accuracy from below 45% to 95%."""
-    recipe, _ = deployed_demo(world, server)
+    deployed, _ = deployed_demo(world, server)
+    changes = BRIEF if world.brief else {}
+    recipe = deployed | {section: deployed.get(section, {}) | fields for section, fields in changes.items()}
     given = json.dumps({"recipe": recipe, "store": world.store})
     prefect(server, "deployment", "run", "post-train/cluster", "--params", given, "--watch")
     assert jobs_of(world) == sorted(STEPS), "one Job a step"
@@ -56,7 +59,7 @@ def demo(world: World, server: PrefectServer) -> None:
     artifact = ArtifactStore(open_store(spec.store)).find(spec.step, spec.digest)
     assert artifact is not None
     before, after = artifact.facts["accuracy_before"], artifact.facts["accuracy_after"]
-    assert before < 0.45 and after >= 0.95, (before, after)
+    assert world.brief or (before < 0.45 and after >= 0.95), (before, after)
 
 
 @scenario
