@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ print(json.dumps({"line": outcome["line"], "promoted": outcome["promoted"]}))
 """
 
 WholeRun = Callable[[World, PrefectServer], None]
+_THE_POOL = threading.Lock()
 WHOLE_RUNS: dict[str, WholeRun] = {}
 
 
@@ -77,7 +79,12 @@ def scheduled_twice(world: World, server: PrefectServer) -> None:
 
 
 def deployed_demo(world: World, server: PrefectServer) -> tuple[dict[str, Any], Worker]:
-    """Deploys post-train/cluster as k8s/README.md says; its recipe for this cluster, and a worker for it."""
+    """Deploys post-train/cluster as k8s/README.md says; its recipe for this cluster, and a worker for it.
+
+    For one world at a time: the pool has one name, and a second world's worker would take the first one's runs.
+    """
+    _THE_POOL.acquire()
+    world.closing.callback(_THE_POOL.release)
     call(server, [str(Path(sys.executable).with_name("orbit")), "k8s", "setup"])
     prefect(server, "deploy", "--prefect-file", "k8s/prefect.yaml", "--name", "cluster")
     worker = Worker(server, world, pool="orbit", more={"ORBIT_SITE": str(_site(world))})
