@@ -37,10 +37,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .int4_pieces import WARPS, copy_scales, layouts, piece_of, scale_pair, scales_of, turned_piece_of
+from .int4_pieces import STEP, WARPS, copy_scales, layouts, piece_of, scale_pair, scales_of, turned_piece_of
 from .workspace import arrival_counters
 
-STEP = 64  # of the sum per step
 _ROOM = 226_000  # bytes of shared memory
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # its name changed between releases of Triton
 
@@ -132,10 +131,8 @@ def _multiply(
     """Steps first..last of one tile: float32[OUTS, BLOCK], and how many places of the rings are used up by now."""
     STAGES: gl.constexpr = x_ring.shape[0]
     STEP: gl.constexpr = x_ring.shape[2]
-    DEEP: gl.constexpr = 16
-    PIECES: gl.constexpr = STEP // DEEP
     OUTS: gl.constexpr = word_ring.shape[2] * 8 if TURNED else word_ring.shape[1]
-    odd = column // GROUP % 2
+    DEEP: gl.constexpr = 64 if OUTS == 128 else 32
     if not TURNED:
         n = high.to(gl.int64) + gl.arange(0, OUTS, layout=gl.SliceLayout(1, left))
         scale_at = scales + n * (K // GROUP)
@@ -149,25 +146,23 @@ def _multiply(
             bits = scales_of(scale_at, min(step + 1, last - 1), STEP, GROUP)  # there when the next step begins
         mbarrier.wait(full.index(place), done // STAGES & 1)
         x_now, words_now = x_ring.index(place).slice(0, BLOCK, dim=0), word_ring.index(place)
-        for i in gl.static_range(PIECES):
+        for i in gl.static_range(STEP // DEEP):
             if TURNED:
                 piece = turned_piece_of(
-                    words_now.slice(i * DEEP, DEEP, dim=0), scale_ring.index(place).slice(i * DEEP, DEEP, dim=0), odd,
-                    left, words3, scales3, stored,
+                    words_now.slice(i * DEEP, DEEP, dim=0), scale_ring.index(place).slice(i * DEEP, DEEP, dim=0),
+                    column // GROUP % 2, left, words3, scales3, stored,
                 )  # fmt: skip
             else:
                 words_piece = words_now.slice(i * (DEEP // 8), DEEP // 8, dim=1)
-                piece = piece_of(words_piece, early if i * DEEP < GROUP else late, left, words3)
+                piece = piece_of(words_piece, early if i == 0 else late, late, left, words3)
             x_piece = x_now.slice(i * DEEP, DEEP, dim=1).permute([1, 0])
-            # as many in flight as there are sets of registers for pieces: piece i of the last step is done with its own
-            acc = warpgroup_mma_wait(PIECES - 1, deps=[warpgroup_mma(piece, x_piece, acc, is_async=True)])
-        if step > first:  # nothing of the step before is in flight in this warp; the arrival waits for the others
-            _barrier()
-            mbarrier.arrive(empty.index((done + STAGES - 1) % STAGES), count=1)
+            # two in flight, and two sets of registers for W: the piece before is done with its own
+            acc = warpgroup_mma_wait(1, deps=[warpgroup_mma(piece, x_piece, acc, is_async=True)])
+            if i == 0 and step > first:  # the step before is
+                async_copy.mbarrier_arrive(empty.index((done + STAGES - 1) % STAGES), increment_count=False)
         done += 1
     acc = warpgroup_mma_wait(0, deps=[acc])
-    _barrier()
-    mbarrier.arrive(empty.index((done + STAGES - 1) % STAGES), count=1)
+    async_copy.mbarrier_arrive(empty.index((done + STAGES - 1) % STAGES), increment_count=False)
     return acc, done
 
 
@@ -207,6 +202,7 @@ def _tile(
         BLOCK, GROUP, TURNED, product, left, words3, scales3, stored,
     )  # fmt: skip
     OUT = K if TURNED else N
+    out0 = tile * OUTS
     if SPLIT:
         o = gl.expand_dims(gl.arange(0, OUTS, layout=gl.SliceLayout(1, product)), 1)
         m = gl.expand_dims(gl.arange(0, BLOCK, layout=gl.SliceLayout(0, product)), 0)
@@ -217,12 +213,15 @@ def _tile(
         _barrier()  # every thread's part is written before one thread announces it
         if gl.atomic_add(arrivals + split, 1, sem="acq_rel", scope="gpu") == parts - 1:
             total = gl.load(cells, cache_modifier=".cg")
-            for each in range(1, parts):
-                total += gl.load(cells + each * CELLS, cache_modifier=".cg")
-            _write(total, bias, y, turning, row, end, tile * OUTS, OUT, BIAS, product)
+            ahead = gl.load(cells + CELLS, cache_modifier=".cg")
+            for each in range(2, parts):
+                now = ahead
+                ahead = gl.load(cells + each * CELLS, cache_modifier=".cg")
+                total += now
+            _write(total + ahead, bias, y, turning, row, end, out0, OUT, BIAS, product)
             gl.store(arrivals + split, 0)  # ready for the next launch
     else:
-        _write(acc, bias, y, turning, row, end, tile * OUTS, OUT, BIAS, product)
+        _write(acc, bias, y, turning, row, end, out0, OUT, BIAS, product)
     return done
 
 
@@ -234,6 +233,7 @@ def _consume(
     product: gl.constexpr, left: gl.constexpr, short_product: gl.constexpr, short_left: gl.constexpr,
     words3: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
 ):  # fmt: skip
+    """The warps that unpack and multiply."""
     BLOCK: gl.constexpr = x_tiles.block_shape[0]
     SHORT: gl.constexpr = x_short_tiles.block_shape[0]
     done = 0
@@ -284,7 +284,7 @@ def int4_product(
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for each in gl.static_range(STAGES):
         mbarrier.init(full.index(each), count=129 if TURNED else 1)  # turned, each of 128 threads copies scales, too
-        mbarrier.init(empty.index(each), count=1)
+        mbarrier.init(empty.index(each), count=256)  # threads that multiply
     fence_async_shared()
     _barrier()
     gl.warp_specialize(
