@@ -1,6 +1,7 @@
-"""Times every way to cut the dense INT4 product beside its rivals: the data behind `fast.dispatch_table`.
+"""Times every way to cut the dense INT4 product beside its rivals, and writes `fast/dispatch_table.py` from that.
 
     PYTHONPATH=kernels python kernels/bench/tune_dense.py OUT.json [--groups 128,32] [--tokens 64,128,..] [--seconds 150]
+    PYTHONPATH=kernels python kernels/bench/tune_dense.py IN.json --table kernels/orbit_kernels/fast/dispatch_table.py
 
 Rivals of one shape and number of tokens, in the same run: cuBLAS on a dense BF16 weight, dequantisation to a scratch
 and cuBLAS, and for few tokens the decode kernel. Every candidate is checked against float64 before it is timed: its
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import subprocess
 import sys
 import time
@@ -29,9 +31,10 @@ from orbit_kernels.fast.decode import MAX_TOKENS, decode
 from orbit_kernels.fast.dense_int4 import dense_int4
 from orbit_kernels.fast.int4_product import Cut
 
-TILES = [(256, 128, 64), (128, 256, 128), (128, 128, 64), (128, 64, 64), (256, 64, 64)]  # outs, block, short
-TOKENS = [32, 64, 96, 128, 256, 512, 1024, 2048, 4096]
+TILES = [(256, 128, 64), (128, 256, 128), (128, 128, 64), (128, 64, 64)]  # outs, block, short
+TOKENS = [32, 64, 128, 256, 512, 1024, 2048, 4096]
 COMPILERS = 14
+SLACK = 1.04  # of time, to keep the bits of fewer rows
 
 
 def candidates(made: int, length: int, tokens: int) -> list[Cut]:
@@ -99,6 +102,44 @@ def rows_of(group: int, out: int, width: int, tokens: list[int], until: float, t
     return rows
 
 
+def entries(rows: list[dict[str, Any]]) -> list[tuple[int, str | tuple[int, ...]]]:
+    """One shape's table: the fastest way for each number of rows, but what leaves the bits of the rows before alone
+    where that costs at most SLACK."""
+    found: list[tuple[int, str | tuple[int, ...]]] = []
+    before: object = None
+    for row in sorted(rows, key=lambda row: int(row["M"])):
+        ways: list[tuple[float, str | tuple[int, ...]]] = [(row["scratch_us"], "scratch")]
+        if "decode_us" in row:
+            ways.append((row["decode_us"], "decode"))
+        short = {128: 64, 256: 128, 64: 64}
+        ways += [(us, (outs, block, short[block], parts)) for us, outs, block, parts in row.get("ways", [])]
+        ways.sort(key=lambda way: way[0])
+        alike = [way for way in ways if bits(way[1]) == before and way[0] <= SLACK * ways[0][0]]
+        way = (alike or ways)[0][1]
+        before = bits(way)
+        if row["op"] == "forward" and row["M"] == 32 and way != "decode":
+            found.append((16, "decode"))  # what fewer rows take
+        if found and found[-1][1] == way:
+            found.pop()
+        found.append((row["M"], way))
+    found[-1] = (1 << 30, found[-1][1])
+    return found
+
+
+def bits(way: str | tuple[int, ...]) -> str | int:
+    return way if isinstance(way, str) else way[3]
+
+
+def write_table(measured: dict[str, Any], path: str) -> None:
+    lines = []
+    for op, group, out, width in sorted({(r["op"], r["group"], r["out"], r["in"]) for r in measured["rows"]}):
+        mine = [r for r in measured["rows"] if (r["op"], r["group"], r["out"], r["in"]) == (op, group, out, width)]
+        inner = "".join(f"        ({most}, {json.dumps(way) if isinstance(way, str) else way}),\n" for most, way in entries(mine))
+        lines.append(f'    ("{op}", "int4-{group}", {out}, {width}): (\n{inner}    ),\n')
+    text = Path(path).read_text()
+    Path(path).write_text(text[: text.index("] = {") + len("] = {")] + "\n" + "".join(lines) + "}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("path")
@@ -107,7 +148,10 @@ def main() -> None:
     parser.add_argument("--shapes", type=int, default=len(SHAPES))
     parser.add_argument("--seconds", type=float, default=150.0)
     parser.add_argument("--worker", default="")
+    parser.add_argument("--table", default="", help="no measuring: write this table from PATH")
     options = parser.parse_args()
+    if options.table:
+        return write_table(json.loads(Path(options.path).read_text()), options.table)
     groups = [int(group) for group in options.groups.split(",")]
     if options.worker:
         return worker(options.worker, groups)

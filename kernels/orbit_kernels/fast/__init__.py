@@ -3,6 +3,8 @@
     decode      weight-only product for 1 to 64 tokens, reading W once as stored
     dequantize  every packed format -> dense bfloat16, the reference's bits
     dense       many tokens: scratch of at most 64 MiB and cuBLAS, forward and gradient
+    dense_int4  many tokens, INT4: no dense weight anywhere, forward and gradient
+    dispatch    which of these three a product takes: data, measured
     cayley      Cayley-Neumann v -> R and dR -> dv
     rotate      OFT rotation, dX and dR
     grouped     products with the packed weights of many experts, forward and gradient
@@ -20,10 +22,11 @@ from ..formats import PackedWeight
 from . import dense
 from .cayley import cayley_neumann
 from .cayley import supports as cayley_supports
-from .decode import MAX_TOKENS, decode
-from .decode import supports as decode_supports
+from .decode import decode
+from .dense_int4 import dense_int4
 from .dequantize import dequantize
 from .dequantize import supports as dequantize_supports
+from .dispatch import choose
 from .grouped import grouped_product, takes_grouped
 from .rotate import rotate
 from .rotate import supports as rotate_supports
@@ -31,7 +34,6 @@ from .rotate import supports as rotate_supports
 __all__ = [
     "cayley_neumann",
     "cayley_supports",
-    "decodes",
     "dequantize",
     "dgrad",
     "forward",
@@ -49,22 +51,24 @@ def takes(x: Tensor, packed: PackedWeight) -> bool:
     return here and x.dtype == torch.bfloat16 and dequantize_supports(packed)
 
 
-def decodes(tokens: int, packed: PackedWeight) -> bool:
-    """Whether so many tokens go through the decode kernel. Which path is taken never depends on a resident weight."""
-    return 0 < tokens <= MAX_TOKENS and decode_supports(packed)
-
-
 def forward(x: Tensor, packed: PackedWeight, bias: Tensor | None, resident: Tensor | None) -> Tensor:
-    """x W^T + bias for x that `takes` accepts."""
+    """x W^T + bias for x that `takes` accepts. Which way it goes never depends on a resident weight."""
     out, width = packed.shape
-    tokens = x.numel() // width
-    if not decodes(tokens, packed):
+    rows = x.numel() // width
+    way = choose("forward", packed, rows)
+    if way == "scratch":
         return dense.forward(x, packed, bias, resident)
-    flat = x.reshape(tokens, width).contiguous()
+    flat = x.reshape(rows, width).contiguous()
     cast_bias = None if bias is None else bias.to(x.dtype).contiguous()
-    return decode(flat, packed, cast_bias).view(*x.shape[:-1], out)
+    y = decode(flat, packed, cast_bias) if way == "decode" else dense_int4(flat, packed, False, way, cast_bias)
+    return y.view(*x.shape[:-1], out)
 
 
 def dgrad(dy: Tensor, packed: PackedWeight, resident: Tensor | None) -> Tensor:
     """dY W for dY that `takes` accepts."""
-    return dense.dgrad(dy, packed, resident)
+    out, width = packed.shape
+    rows = dy.numel() // out
+    way = choose("dX", packed, rows)
+    if way == "scratch" or way == "decode":
+        return dense.dgrad(dy, packed, resident)
+    return dense_int4(dy.reshape(rows, out), packed, True, way).view(*dy.shape[:-1], width)

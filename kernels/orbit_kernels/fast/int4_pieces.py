@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 STEP = 64  # of the sum at a time
 WARPS = 8  # that unpack and multiply
-DEEP = {128: 64, 256: 32}  # of the sum that is unpacked at a time, by outputs of a tile: two sets of registers fit
+DEEP = 32  # of the sum that is unpacked together
 
 _UNPACK = gl.constexpr(
     """{
@@ -87,16 +87,14 @@ def _there(values, layout: gl.constexpr):
 
 
 @gluon.jit
-def piece_of(words, early, late, left: gl.constexpr, words3: gl.constexpr):
-    """words[OUTS, DEEP / 8] in shared memory, scales of even and odd groups of 32 columns[OUTS] -> W[OUTS, DEEP]."""
+def piece_of(words, pair, left: gl.constexpr, words3: gl.constexpr):
+    """words[OUTS, DEEP / 8] in shared memory, scales[OUTS] in registers -> W[OUTS, DEEP]."""
     OUTS: gl.constexpr = words.shape[0]
     DEEP: gl.constexpr = words.shape[1] * 8
     word = gl.expand_dims(words.load(gl.SliceLayout(2, words3)), 2)
     word = _there(gl.reshape(word.broadcast_to([OUTS, DEEP // 8, 8]), [OUTS, DEEP]), left)
-    column = gl.expand_dims(gl.arange(0, DEEP, layout=gl.SliceLayout(0, left)), 0).broadcast_to([OUTS, DEEP])
-    early, late = gl.expand_dims(early, 1), gl.expand_dims(late, 1)
-    pair = gl.where((column & 32) == 0, early.broadcast_to([OUTS, DEEP]), late.broadcast_to([OUTS, DEEP]))
-    return _unpack(word, column % 8, pair, False)
+    place = gl.expand_dims(gl.arange(0, DEEP, layout=gl.SliceLayout(0, left)) % 8, 0).broadcast_to([OUTS, DEEP])
+    return _unpack(word, place, gl.expand_dims(pair, 1).broadcast_to([OUTS, DEEP]), False)
 
 
 @gluon.jit
@@ -151,20 +149,16 @@ def scales_of(scale_at, step, STEP: gl.constexpr, GROUP: gl.constexpr):
 
 @cache
 def layouts(block: int, short: int, outs: int, group: int, turned: bool) -> dict[str, Any]:
-    """Where the tensor core wants W[outs, deep], and where its threads find words and scales for that."""
+    """Where the tensor core wants W[outs, DEEP], and where its threads find words and scales for that."""
     product, short_product = (gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, rows, 16]) for rows in (block, short))
     left, short_left = (gl.DotOperandLayout(0, each, 2) for each in (product, short_product))
     # bit by bit, in W as stored [row, column]; turned, `movmatrix` then exchanges the low three bits of both
-    deep = DEEP[outs]
-    longer = [(0, 16), (0, 32)][: deep // 32]
-    registers = [(0, 1), (8, 0), (0, 8), *longer]
-    if turned:
-        registers = [(0, 1), (0, 8), (8, 0), *(each[::-1] for each in longer)]
+    registers = [(0, 1), (0, 8), (8, 0), (16, 0)] if turned else [(0, 1), (8, 0), (0, 8), (0, 16)]
     lanes = [(0, 2), (0, 4), (1, 0), (2, 0), (4, 0)]
     warps = [(0, 16), (0, 32), (0, 64)] if turned else [(16, 0), (32, 0), (64, 0)]
     if outs == 256:
         registers = [*registers, (0, 128) if turned else (128, 0)]
-    high, wide = (deep, outs) if turned else (outs, deep)
+    high, wide = (DEEP, outs) if turned else (outs, DEEP)
 
     def apart(size: int) -> Any:
         """Rows of W cut into runs of `size`."""

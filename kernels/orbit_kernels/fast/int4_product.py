@@ -132,7 +132,7 @@ def _multiply(
     STAGES: gl.constexpr = x_ring.shape[0]
     STEP: gl.constexpr = x_ring.shape[2]
     OUTS: gl.constexpr = word_ring.shape[2] * 8 if TURNED else word_ring.shape[1]
-    DEEP: gl.constexpr = 64 if OUTS == 128 else 32
+    DEEP: gl.constexpr = 32  # unpacked together; two such pieces a step, because two sets of registers take turns
     if not TURNED:
         n = high.to(gl.int64) + gl.arange(0, OUTS, layout=gl.SliceLayout(1, left))
         scale_at = scales + n * (K // GROUP)
@@ -154,9 +154,9 @@ def _multiply(
                 )  # fmt: skip
             else:
                 words_piece = words_now.slice(i * (DEEP // 8), DEEP // 8, dim=1)
-                piece = piece_of(words_piece, early if i == 0 else late, late, left, words3)
+                piece = piece_of(words_piece, early if i == 0 else late, left, words3)
             x_piece = x_now.slice(i * DEEP, DEEP, dim=1).permute([1, 0])
-            # two in flight, and two sets of registers for W: the piece before is done with its own
+            # the piece before is done with its registers, which the next one takes
             acc = warpgroup_mma_wait(1, deps=[warpgroup_mma(piece, x_piece, acc, is_async=True)])
             if i == 0 and step > first:  # the step before is
                 async_copy.mbarrier_arrive(empty.index((done + STAGES - 1) % STAGES), increment_count=False)
