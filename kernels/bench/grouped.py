@@ -43,7 +43,6 @@ CHOICES = {
     "256x128-128": partial(grouped_int4, cut=Cut(256, 128, 128)),
     "128x128-64": partial(grouped_int4, cut=Cut(128, 128, 64)),
     "128x256-128": partial(grouped_int4, cut=Cut(128, 256, 128)),
-    "256x128-64-each": partial(grouped_int4, cut=Cut(256, 128, 64), everything=True),
 }
 
 

@@ -31,7 +31,7 @@ from orbit_kernels import FormatSpec, linear
 from orbit_kernels.fast import dense
 
 GROUP = 128
-TOKENS = [1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
+TOKENS = [1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
 Product = Callable[[Tensor], object]
 
 
@@ -74,7 +74,8 @@ def marlin(out: int, width: int, count: int) -> list[Product]:
         def product(x: Tensor, words: Tensor = words, grid: Tensor = grid) -> object:
             kind = scalar_types.uint4b8
             return gptq_marlin_gemm(
-                x, None, words, grid, None, None, none, none, workspace, kind, len(x), out, width, True, False, True, False
+                x, None, words, grid, None, None, none, none, workspace, kind, len(x), out, width,
+                True, False, True, False,
             )  # fmt: skip
 
         found.append(product)

@@ -8,7 +8,7 @@ from fast_suite import DEVICE, FLOAT, error, on_gpu
 from orbit_kernels import FormatSpec, PackedWeight, dequantize, linear
 from orbit_kernels.fast.decode import MAX_TOKENS
 from orbit_kernels.fast.dense_int4 import dense_int4, supports
-from orbit_kernels.fast.dispatch import choose
+from orbit_kernels.fast.dispatch import choose, few
 from orbit_kernels.fast.dispatch_table import TABLE
 from orbit_kernels.fast.int4_product import Cut
 
@@ -40,10 +40,19 @@ def test_the_table_names_ways_that_its_weights_can_go():
                 assert parts == 1 or tiles * parts <= 4096  # counters of one launch
 
 
-def test_a_weight_that_no_table_lists_is_decoded_or_goes_through_the_scratch():
-    packed = int4(128, 512, 32, "meta")
-    assert [choose("forward", packed, rows) for rows in (1, MAX_TOKENS, MAX_TOKENS + 1)] == ["decode", "decode", "scratch"]
-    assert choose("dX", packed, 1) == "scratch"
+def test_a_weight_that_no_table_lists_is_decoded_then_cut_by_rule_then_goes_through_the_scratch():
+    packed = int4(1024, 3072, 32, "meta")
+    assert [choose("forward", packed, rows) for rows in (0, 1, MAX_TOKENS)] == ["scratch", "decode", "decode"]
+    assert choose("forward", packed, 100) == Cut(128, 64, 64, 8) and choose("dX", packed, 64) == Cut(128, 64, 64, 4)
+    assert choose("forward", packed, 129) == choose("dX", packed, 129) == "scratch"
+
+
+def test_the_rule_for_few_rows_is_what_measuring_found():
+    for (operation, _, out, width), entries in TABLE.items():
+        made, length = (out, width) if operation == "forward" else (width, out)
+        for rows, way in entries:
+            if rows <= 128 and way != "decode" and (rows, out, width) != (64, 4096, 2560):  # there 4 to 6 parts do
+                assert Cut(*way) == few(made, length, rows)
 
 
 @on_gpu

@@ -31,7 +31,8 @@ for turned, cut in ((False, Cut(128, 256, 128)), (True, Cut(256, 128, 64))):
     constants = {"GROUP": 32, "TURNED": turned, "GROUPED": turned, "SPLIT": not turned, "BIAS": not turned}
     constants |= {"STAGES": cut.stages(32, turned), **layouts(cut.block, cut.short, cut.outs, 32, turned)}
     signature = {
-        "x_tiles": f"tensordesc<bf16[{cut.block}, 64],{x!r}>", "x_short_tiles": f"tensordesc<bf16[{cut.short}, 64],{x!r}>",
+        "x_tiles": f"tensordesc<bf16[{cut.block}, 64],{x!r}>",
+        "x_short_tiles": f"tensordesc<bf16[{cut.short}, 64],{x!r}>",
         "word_tiles": f"tensordesc<i32{tile},{words!r}>",
         **dict.fromkeys(("scales", "bias", "y"), "*bf16"), "partial": "*fp32",
         **dict.fromkeys(("arrivals", "table"), "*i32"),

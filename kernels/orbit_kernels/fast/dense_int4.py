@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..formats import PackedWeight
-from .int4_product import Cut, multiply
+from .int4_product import Cut, multiply, supports
 
-
-def supports(packed: PackedWeight) -> bool:
-    """Whether the copy engine and the tiles take this weight."""
-    (out, width), spec = packed.shape, packed.spec
-    if spec.name != "int4" or packed.tensors["weight_scale"].dtype != torch.bfloat16:
-        return False
-    paired = spec.group_size < 128 or width % 256 == 0
-    return out % 128 == 0 and width % 128 == 0 and spec.group_size in (32, 64, 128) and paired
+__all__ = ["dense_int4", "supports"]
 
 
 def dense_int4(x: Tensor, packed: PackedWeight, turned: bool, cut: Cut, bias: Tensor | None = None) -> Tensor:

@@ -127,13 +127,15 @@ def copy_scales(scales, target, high, column, K, GROUP: gl.constexpr):
     STEP: gl.constexpr = target.shape[0]
     if len(target.shape) > 1:
         GROUPS: gl.constexpr = target.shape[1]
-        layout: gl.constexpr = gl.BlockedLayout([1, GROUPS], [32, 1], [4, 1], [1, 0])
+        layout: gl.constexpr = gl.BlockedLayout([1, GROUPS], [32, 1], [1, 1], [1, 0])
         n = high.to(gl.int64) + gl.arange(0, STEP, layout=gl.SliceLayout(1, layout))
         g = column // GROUP + gl.arange(0, GROUPS, layout=gl.SliceLayout(0, layout))
         source = scales + gl.expand_dims(n * (K // GROUP), 1) + gl.expand_dims(g, 0)
-        async_copy.async_copy_global_to_shared(target, gl.max_contiguous(gl.multiple_of(source, [1, GROUPS * 2]), [1, GROUPS]))
+        async_copy.async_copy_global_to_shared(
+            target, gl.max_contiguous(gl.multiple_of(source, [1, GROUPS * 2]), [1, GROUPS])
+        )
     else:
-        n = high.to(gl.int64) + gl.arange(0, STEP, layout=gl.BlockedLayout([1], [32], [4], [0]))
+        n = high.to(gl.int64) + gl.arange(0, STEP, layout=gl.BlockedLayout([1], [32], [1], [0]))
         pairs = scales.to(gl.pointer_type(gl.int32), bitcast=True)
         async_copy.async_copy_global_to_shared(target, pairs + n * (K // GROUP // 2) + column // GROUP // 2)
 

@@ -5,7 +5,7 @@
 A program computes tiles of y^T = W x^T: OUTS outputs for BLOCK rows of x. W stands on the left because there the tensor
 core takes its operand from registers, where the codes are unpacked. Three things happen at a time:
 
-    producer      four warps keep STAGES steps of x and of packed words coming, into rings in shared memory
+    producer      one warp keeps STAGES steps of x and of packed words coming, into rings in shared memory
     tensor core   multiplies step k, W from registers, x from shared memory
     consumers     meanwhile unpack step k + 1 into the registers that step k + 1 will be read from
 
@@ -37,6 +37,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from ..formats import PackedWeight
+from ..formats.stack import PackedStack
 from .int4_pieces import STEP, WARPS, copy_scales, layouts, piece_of, scale_pair, scales_of, turned_piece_of
 from .workspace import arrival_counters
 
@@ -62,7 +64,7 @@ class Cut:
 
 @gluon.jit
 def _find(item, table, rows, tiles, steps, parts, BLOCK: gl.constexpr, GROUPED: gl.constexpr):
-    """What item says: expert (-1: nothing to do), its first row and end of rows, tile of outputs, first and last step."""
+    """An item: expert (-1: nothing to do), its first row and end of rows, tile of outputs, first and last step."""
     if GROUPED:
         entry = table + item // tiles * 3
         expert, row, end = gl.load(entry), gl.load(entry + 1), gl.load(entry + 2)
@@ -87,7 +89,7 @@ def _produce(
     rows, items, tiles, steps, parts, N, K,
     GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr,
 ):  # fmt: skip
-    """The copying warps: every step of every item of this program, as places in the rings fall empty."""
+    """The copying warp: every step of every item of this program, as places in the rings fall empty."""
     STAGES: gl.constexpr = x_ring.shape[0]
     BLOCK: gl.constexpr = x_tiles.block_shape[0]
     SHORT: gl.constexpr = x_short_tiles.block_shape[0]
@@ -227,8 +229,8 @@ def _tile(
 
 @gluon.jit
 def _consume(
-    x_tiles, x_short_tiles, scales, bias, y, partial, arrivals, table, x_ring, word_ring, scale_ring, turning, full, empty,
-    rows, items, tiles, steps, parts, N, K,
+    x_tiles, x_short_tiles, scales, bias, y, partial, arrivals, table,
+    x_ring, word_ring, scale_ring, turning, full, empty, rows, items, tiles, steps, parts, N, K,
     GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr, SPLIT: gl.constexpr, BIAS: gl.constexpr,
     product: gl.constexpr, left: gl.constexpr, short_product: gl.constexpr, short_left: gl.constexpr,
     words3: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
@@ -283,7 +285,7 @@ def int4_product(
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for each in gl.static_range(STAGES):
-        mbarrier.init(full.index(each), count=129 if TURNED else 1)  # turned, each of 128 threads copies scales, too
+        mbarrier.init(full.index(each), count=33 if TURNED else 1)  # turned, each of 32 threads copies scales, too
         mbarrier.init(empty.index(each), count=256)  # threads that multiply
     fence_async_shared()
     _barrier()
@@ -306,7 +308,7 @@ def int4_product(
                 ),
             ),
         ],
-        [4],
+        [1],
         [40],
     )  # fmt: skip
 
@@ -316,17 +318,26 @@ def _multiprocessors(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
+def supports(weights: PackedWeight | PackedStack) -> bool:
+    """Whether the copy engine and the tiles take this weight or stack (some rows given)."""
+    (out, width), spec = weights.shape, weights.spec
+    if spec.name != "int4" or weights.tensors["weight_scale"].dtype != torch.bfloat16:
+        return False
+    paired = spec.group_size < 128 or width % 256 == 0
+    return out % 128 == 0 and width % 128 == 0 and spec.group_size in (32, 64, 128) and paired
+
+
 def multiply(
     x: Tensor, words: Tensor, scales: Tensor, shape: tuple[int, int], group: int, turned: bool, cut: Cut,
-    bias: Tensor | None = None, table: Tensor | None = None, programs: int | None = None,
+    bias: Tensor | None = None, table: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """x[rows, in] -> x W^T [rows, out]; turned: dy[rows, out] -> dy W [rows, in]. bfloat16, contiguous.
 
     words     int32[out, in / 8] and scales bf16[out, in / group]; of many experts one below the other
     shape     (out, in) of one expert, multiples of 128; what comes out of cut.outs (group 128: in of 256)
-    table     of `schedule` for cut.block, when rows belong to experts
-    programs  that run at a time; left out, one per multiprocessor
+    table     of `schedule` for cut.block, when rows belong to experts (one part)
     """
+    x, words, scales = (each if each.data_ptr() % 16 == 0 else each.clone() for each in (x, words, scales))
     out, width = shape
     made, length = (width, out) if turned else (out, width)
     y = torch.empty(x.shape[0], made, dtype=x.dtype, device=x.device)
@@ -342,8 +353,10 @@ def multiply(
         TensorDescriptor.from_tensor(x, [rows, STEP], gl.NVMMASharedLayout(128, 16, 2))
         for rows in (cut.block, cut.short)
     )
-    word_tiles = TensorDescriptor.from_tensor(words.view(-1, width // 8), tile, gl.NVMMASharedLayout(tile[1] * 4, 32, 2))
-    int4_product[(min(items, programs or _multiprocessors(x.device.index)),)](
+    word_tiles = TensorDescriptor.from_tensor(
+        words.view(-1, width // 8), tile, gl.NVMMASharedLayout(tile[1] * 4, 32, 2)
+    )
+    int4_product[(min(items, _multiprocessors(x.device.index)),)](
         x_tiles, x_short_tiles, word_tiles, scales, y if bias is None else bias, y, partial, arrivals,
         y if table is None else table, x.shape[0], items, tiles, length // STEP, cut.parts, out, width,
         group, turned, table is not None, cut.parts > 1, bias is not None, cut.stages(group, turned),
