@@ -28,7 +28,7 @@ from orbit_kernels.fast.int4_product import Cut, int4_product
 for turned, cut in ((False, Cut(128, 256, 128)), (True, Cut(256, 128, 64))):
     tile = [64, cut.outs // 8] if turned else [cut.outs, 8]
     x, words = gl.NVMMASharedLayout(128, 16, 2), gl.NVMMASharedLayout(tile[1] * 4, 32, 2)
-    constants = {"GROUP": 32, "TURNED": turned, "GROUPED": turned, "SPLIT": not turned, "BIAS": not turned}
+    constants = {"GROUP": 32, "TURNED": turned, "GROUPED": turned, "SPLIT": False, "BIAS": not turned}
     constants |= {"STAGES": cut.stages(32, turned), **layouts(cut.block, cut.short, cut.outs, 32, turned)}
     signature = {
         "x_tiles": f"tensordesc<bf16[{cut.block}, 64],{x!r}>",

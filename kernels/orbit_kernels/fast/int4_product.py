@@ -215,12 +215,17 @@ def _tile(
         _barrier()  # every thread's part is written before one thread announces it
         if gl.atomic_add(arrivals + split, 1, sem="acq_rel", scope="gpu") == parts - 1:
             total = gl.load(cells, cache_modifier=".cg")
-            ahead = gl.load(cells + CELLS, cache_modifier=".cg")
-            for each in range(2, parts):
-                now = ahead
-                ahead = gl.load(cells + each * CELLS, cache_modifier=".cg")
-                total += now
-            _write(total + ahead, bias, y, turning, row, end, out0, OUT, BIAS, product)
+            if OUTS * BLOCK <= 128 * 64:  # registers for a part read ahead
+                ahead = gl.load(cells + CELLS, cache_modifier=".cg")
+                for each in range(2, parts):
+                    now = ahead
+                    ahead = gl.load(cells + each * CELLS, cache_modifier=".cg")
+                    total += now
+                total += ahead
+            else:
+                for each in range(1, parts):
+                    total += gl.load(cells + each * CELLS, cache_modifier=".cg")
+            _write(total, bias, y, turning, row, end, out0, OUT, BIAS, product)
             gl.store(arrivals + split, 0)  # ready for the next launch
     else:
         _write(acc, bias, y, turning, row, end, out0, OUT, BIAS, product)
