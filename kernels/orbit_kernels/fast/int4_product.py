@@ -7,7 +7,7 @@ core takes its operand from registers, where the codes are unpacked. Three thing
 
     producer      one warp keeps STAGES steps of x and of packed words coming, into rings in shared memory
     tensor core   multiplies step k, W from registers, x from shared memory
-    consumers     meanwhile unpack step k + 1 into the registers that step k + 1 will be read from
+    consumers     meanwhile unpack half a step ahead, into the registers that it will be read from
 
 Rings have two barriers a place: `full` (its bytes are there) and `empty` (nobody reads it any more). A program goes on
 to its next tile without a pause: the producer is already there.
@@ -15,6 +15,7 @@ to its next tile without a pause: the producer is already there.
 The sum over a row of W is float32, in steps of 16 from left to right. Where there are fewer tiles than multiprocessors
 the steps are cut into parts, each summed by another program; whichever is last adds them in order. So the bits of a row
 of y depend on that row, on W and on the number of parts alone.
+
 Written in Gluon, Triton's lower floor, which has no interpreter: on a CPU `grouped.py` stands for it in tests.
 """
 
@@ -134,7 +135,9 @@ def _multiply(
     STAGES: gl.constexpr = x_ring.shape[0]
     STEP: gl.constexpr = x_ring.shape[2]
     OUTS: gl.constexpr = word_ring.shape[2] * 8 if TURNED else word_ring.shape[1]
-    DEEP: gl.constexpr = 32  # unpacked together; two such pieces a step, because two sets of registers take turns
+    # Unpacked together. Two pieces a step, because two sets of registers take turns: with one, the next piece would be
+    # written over the one that the tensor core still reads, and the assembler does not notice.
+    DEEP: gl.constexpr = 32
     if not TURNED:
         n = high.to(gl.int64) + gl.arange(0, OUTS, layout=gl.SliceLayout(1, left))
         scale_at = scales + n * (K // GROUP)
