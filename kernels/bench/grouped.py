@@ -26,11 +26,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from harness import card, ceilings, compact, random_int4, seconds
+from harness import card, ceilings, compact, random_packed, seconds
 from orbit_kernels import FormatSpec, PackedStack, dequantize
 from orbit_kernels.fast import dequantize as fast_dequantize
 from orbit_kernels.fast import grouped_product
 from orbit_kernels.fast.grouped_int4 import grouped_int4
+from orbit_kernels.fast.int4_product import Cut
 
 EXPERTS, ACTIVE = 384, 8
 SHAPES = [(2048, 7168), (7168, 2048)]
@@ -38,18 +39,18 @@ TOKENS = [4096, 8192, 16384, 32768]
 CHOICES = {
     "default": grouped_product,
     "general": partial(grouped_product, block=128),
-    "int4-128-64": partial(grouped_int4, block=128, short=64),
-    "int4-128-128": partial(grouped_int4, block=128, short=128),
-    "int4-256-128": partial(grouped_int4, block=256, short=128),
-    "int4-256-64": partial(grouped_int4, block=256, short=64),
+    "256x128-64": partial(grouped_int4, cut=Cut(256, 128, 64)),
+    "256x128-128": partial(grouped_int4, cut=Cut(256, 128, 128)),
+    "128x128-64": partial(grouped_int4, cut=Cut(128, 128, 64)),
+    "128x256-128": partial(grouped_int4, cut=Cut(128, 256, 128)),
 }
 
 
 def stack_of(out: int, width: int, group: int, experts: int) -> PackedStack:
-    words, scales = random_int4(experts * out, width, group)
+    together = random_packed(FormatSpec("int4", group), experts * out, width).tensors
     tensors = {
-        "weight_packed": words.view(experts, out, -1),
-        "weight_scale": scales.view(experts, out, -1),
+        "weight_packed": together["weight_packed"].view(experts, out, -1),
+        "weight_scale": together["weight_scale"].view(experts, out, -1),
         "weight_shape": torch.tensor([out, width]).repeat(experts, 1),
     }
     return PackedStack(FormatSpec("int4", group), (out, width), tensors, (1, group), experts)

@@ -22,22 +22,29 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
-from orbit_kernels.fast import grouped_int4 as module
+from orbit_kernels.fast.int4_pieces import WARPS, layouts
+from orbit_kernels.fast.int4_product import Cut, int4_product
 
-for turned in (False, True):
-    tile = [module.STEP, module.ROWS // 8] if turned else [module.ROWS, module.STEP // 8]
+for turned, cut in ((False, Cut(128, 256, 128)), (True, Cut(256, 128, 64))):
+    tile = [64, cut.outs // 8] if turned else [cut.outs, 8]
     x, words = gl.NVMMASharedLayout(128, 16, 2), gl.NVMMASharedLayout(tile[1] * 4, 32, 2)
-    constants = {"N": 256, "K": 512, "GROUP": 32, "TURNED": turned, "STAGES": 4, **module.layouts(256, 128, 32, turned)}
-    kernel = module._grouped_int4
+    constants = {"GROUP": 32, "TURNED": turned, "GROUPED": turned, "SPLIT": False, "BIAS": not turned}
+    constants |= {"STAGES": cut.stages(32, turned), **layouts(cut.block, cut.short, cut.outs, 32, turned)}
     signature = {
-        "x_tiles": f"tensordesc<bf16[256, 64],{x!r}>", "x_short_tiles": f"tensordesc<bf16[128, 64],{x!r}>",
-        "word_tiles": f"tensordesc<i32{tile},{words!r}>", "scales": "*bf16", "y": "*bf16", "table": "*i32",
+        "x_tiles": f"tensordesc<bf16[{cut.block}, 64],{x!r}>",
+        "x_short_tiles": f"tensordesc<bf16[{cut.short}, 64],{x!r}>",
+        "word_tiles": f"tensordesc<i32{tile},{words!r}>",
+        **dict.fromkeys(("scales", "bias", "y"), "*bf16"), "partial": "*fp32",
+        **dict.fromkeys(("arrivals", "table"), "*i32"),
+        **dict.fromkeys(("rows", "items", "tiles", "steps", "parts", "N", "K"), "i32"),
         **dict.fromkeys(constants, "constexpr"),
     }
-    aligned = {(i,): [["tt.divisibility", 16]] for i in (3, 4, 5)}
-    named = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    source = GluonASTSource(kernel, signature, named, aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+    even = ("scales", "bias", "y", "partial", "arrivals", "table", "N", "K")
+    aligned = {(int4_product.arg_names.index(name),): [["tt.divisibility", 16]] for name in even}
+    named = {(int4_product.arg_names.index(name),): value for name, value in constants.items()}
+    source = GluonASTSource(int4_product, signature, named, aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": WARPS})
+    assert compiled.metadata.shared <= 232448, compiled.metadata.shared
     Path(sys.argv[1], f"{turned}.ptx").write_text(compiled.asm["ptx"])
 """
 

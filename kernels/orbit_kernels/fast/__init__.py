@@ -3,6 +3,8 @@
     decode      weight-only product for 1 to 64 tokens, reading W once as stored
     dequantize  every packed format -> dense bfloat16, the reference's bits
     dense       many tokens: scratch of at most 64 MiB and cuBLAS, forward and gradient
+    dense_int4  many tokens, INT4: no dense weight anywhere, forward and gradient
+    dispatch    which of these three a product takes: data, measured
     beside      what a decode product does for an adapter in the same launch
     low_rank    LoRA added up in the products of many tokens
     cayley      Cayley-Neumann v -> R and dR -> dv
@@ -22,10 +24,11 @@ from ..formats import PackedWeight
 from . import dense
 from .cayley import cayley_neumann
 from .cayley import supports as cayley_supports
-from .decode import MAX_TOKENS, Adapter, decode, supports_adapter
-from .decode import supports as decode_supports
+from .decode import Adapter, decode, supports_adapter
+from .dense_int4 import dense_int4
 from .dequantize import dequantize
 from .dequantize import supports as dequantize_supports
+from .dispatch import choose
 from .grouped import grouped_product, takes_grouped
 from .low_rank import low_rank, takes_low_rank
 from .rotations import rotate, slices
@@ -36,7 +39,6 @@ __all__ = [
     "cayley_neumann",
     "cayley_supports",
     "decode_adapted",
-    "decodes",
     "decodes_adapted",
     "dequantize",
     "dgrad",
@@ -59,26 +61,25 @@ def takes(x: Tensor, packed: PackedWeight) -> bool:
     return here and x.dtype == torch.bfloat16 and dequantize_supports(packed)
 
 
-def decodes(tokens: int, packed: PackedWeight) -> bool:
-    """Whether so many tokens go through the decode kernel. Which path is taken never depends on a resident weight."""
-    return 0 < tokens <= MAX_TOKENS and decode_supports(packed)
-
-
 def forward(x: Tensor, packed: PackedWeight, bias: Tensor | None, resident: Tensor | None) -> Tensor:
-    """x W^T + bias for x that `takes` accepts."""
+    """x W^T + bias for x that `takes` accepts. Which way it goes never depends on a resident weight."""
     out, width = packed.shape
-    tokens = x.numel() // width
-    if not decodes(tokens, packed):
+    rows = x.numel() // width
+    way = choose("forward", packed, rows)
+    if way == "scratch":
         return dense.forward(x, packed, bias, resident)
-    flat = x.reshape(tokens, width).contiguous()
+    flat = x.reshape(rows, width).contiguous()
     cast_bias = None if bias is None else bias.to(x.dtype).contiguous()
-    return decode(flat, packed, cast_bias).view(*x.shape[:-1], out)
+    y = decode(flat, packed, cast_bias) if way == "decode" else dense_int4(flat, packed, False, way, cast_bias)
+    return y.view(*x.shape[:-1], out)
 
 
 def decodes_adapted(x: Tensor, packed: PackedWeight, a: Tensor, b: Tensor | None) -> bool:
     """Whether x (without gradients) goes with R, or A and B, through the decode kernel."""
     whole = x.shape[-1] == packed.shape[1] and x.is_floating_point() and takes(x, packed)
-    return whole and decodes(x.numel() // x.shape[-1], packed) and supports_adapter(x, Adapter(a, b))
+    if not whole or not supports_adapter(x, Adapter(a, b)):
+        return False
+    return choose("forward", packed, x.numel() // x.shape[-1]) == "decode"
 
 
 def decode_adapted(
@@ -95,4 +96,9 @@ def decode_adapted(
 
 def dgrad(dy: Tensor, packed: PackedWeight, resident: Tensor | None) -> Tensor:
     """dY W for dY that `takes` accepts."""
-    return dense.dgrad(dy, packed, resident)
+    out, width = packed.shape
+    rows = dy.numel() // out
+    way = choose("dX", packed, rows)
+    if way == "scratch" or way == "decode":
+        return dense.dgrad(dy, packed, resident)
+    return dense_int4(dy.reshape(rows, out), packed, True, way).view(*dy.shape[:-1], width)

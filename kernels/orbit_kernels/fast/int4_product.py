@@ -1,0 +1,373 @@
+# mypy: disable-error-code="no-untyped-def"
+# (the parameters of a Triton kernel are pointers and constants, which Python types do not describe)
+"""The product with packed INT4 on Hopper, dense and grouped, with every copy, register and wait placed by hand.
+
+A program computes tiles of y^T = W x^T: OUTS outputs for BLOCK rows of x. W stands on the left because there the tensor
+core takes its operand from registers, where the codes are unpacked. Three things happen at a time:
+
+    producer      one warp keeps STAGES steps of x and of packed words coming, into rings in shared memory
+    tensor core   multiplies step k, W from registers, x from shared memory
+    consumers     meanwhile unpack half a step ahead, into the registers that it will be read from
+
+Rings have two barriers a place: `full` (its bytes are there) and `empty` (nobody reads it any more). A program goes on
+to its next tile without a pause: the producer is already there.
+
+The sum over a row of W is float32, in steps of 16 from left to right. Where there are fewer tiles than multiprocessors
+the steps are cut into parts, each summed by another program; whichever is last adds them in order. So the bits of a row
+of y depend on that row, on W and on the number of parts alone.
+
+Written in Gluon, Triton's lower floor, which has no interpreter: on a CPU `grouped.py` stands for it in tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from ..formats import PackedWeight
+from ..formats.stack import PackedStack
+from .int4_pieces import STEP, WARPS, copy_scales, layouts, piece_of, scale_pair, scales_of, turned_piece_of
+from .workspace import arrival_counters
+
+_ROOM = 226_000  # bytes of shared memory
+_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # its name changed between releases of Triton
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a product is cut. `parts` decides its bits."""
+
+    outs: int  # outputs of a tile: 128, 256
+    block: int  # rows of x of a tile: 64, 128, 256; outs * block at most 32768
+    short: int  # height of a group's last tile where that is enough
+    parts: int = 1  # of the sum
+
+    def stages(self, group: int, turned: bool) -> int:
+        """Steps in flight."""
+        scales = STEP * max(4, self.outs // group * 2) if turned else 0
+        stage = self.block * STEP * 2 + self.outs * STEP // 2 + scales + 16
+        return min(8, (_ROOM - self.block * self.outs * 2) // stage)
+
+
+@gluon.jit
+def _find(item, table, rows, tiles, steps, parts, BLOCK: gl.constexpr, GROUPED: gl.constexpr):
+    """An item: expert (-1: nothing to do), its first row and end of rows, tile of outputs, first and last step."""
+    if GROUPED:
+        entry = table + item // tiles * 3
+        expert, row, end = gl.load(entry), gl.load(entry + 1), gl.load(entry + 2)
+        return expert, row, end, item % tiles, 0, steps
+    else:
+        tile, part = item // parts, item % parts
+        return 0, tile // tiles * BLOCK, rows, tile % tiles, part * steps // parts, (part + 1) * steps // parts
+
+
+@gluon.jit
+def _corner(expert, tile, N, OUTS: gl.constexpr, TURNED: gl.constexpr):
+    """Where the tile begins in the matrix of all experts' rows: row, column."""
+    if TURNED:
+        return expert * N, tile * OUTS
+    else:
+        return expert * N + tile * OUTS, 0
+
+
+@gluon.jit
+def _produce(
+    x_tiles, x_short_tiles, word_tiles, scales, table, x_ring, word_ring, scale_ring, full, empty,
+    rows, items, tiles, steps, parts, N, K,
+    GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr,
+):  # fmt: skip
+    """The copying warp: every step of every item of this program, as places in the rings fall empty."""
+    STAGES: gl.constexpr = x_ring.shape[0]
+    BLOCK: gl.constexpr = x_tiles.block_shape[0]
+    SHORT: gl.constexpr = x_short_tiles.block_shape[0]
+    STEP: gl.constexpr = x_tiles.block_shape[1]
+    OUTS: gl.constexpr = word_tiles.block_shape[1] * 8 if TURNED else word_tiles.block_shape[0]
+    done = 0
+    for item in range(gl.program_id(0), items, gl.num_programs(0)):
+        expert, row, end, tile, first, last = _find(item, table, rows, tiles, steps, parts, BLOCK, GROUPED)
+        if expert < 0:
+            last = first
+        high, column = _corner(expert, tile, N, OUTS, TURNED)
+        for step in range(first, last):
+            place = done % STAGES
+            here = full.index(place)
+            mbarrier.wait(empty.index(place), done // STAGES & 1 ^ 1)
+            if SHORT < BLOCK and end - row <= SHORT:
+                mbarrier.expect(here, x_short_tiles.block_type.nbytes + word_tiles.block_type.nbytes)
+                tma.async_copy_global_to_shared(
+                    x_short_tiles, [row, step * STEP], here, x_ring.index(place).slice(0, SHORT, dim=0)
+                )
+            else:
+                mbarrier.expect(here, x_tiles.block_type.nbytes + word_tiles.block_type.nbytes)
+                tma.async_copy_global_to_shared(x_tiles, [row, step * STEP], here, x_ring.index(place))
+            if TURNED:
+                tma.async_copy_global_to_shared(
+                    word_tiles, [high + step * STEP, column // 8], here, word_ring.index(place)
+                )
+                copy_scales(scales, scale_ring.index(place), high + step * STEP, column, K, GROUP)
+                async_copy.mbarrier_arrive(here, increment_count=False)
+            else:
+                tma.async_copy_global_to_shared(word_tiles, [high, step * (STEP // 8)], here, word_ring.index(place))
+            done += 1
+
+
+@gluon.jit
+def _multiply(
+    scales, x_ring, word_ring, scale_ring, full, empty, done, high, column, first, last, K,
+    BLOCK: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr,
+    product: gl.constexpr, left: gl.constexpr, words3: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
+):  # fmt: skip
+    """Steps first..last of one tile: float32[OUTS, BLOCK], and how many places of the rings are used up by now."""
+    STAGES: gl.constexpr = x_ring.shape[0]
+    STEP: gl.constexpr = x_ring.shape[2]
+    OUTS: gl.constexpr = word_ring.shape[2] * 8 if TURNED else word_ring.shape[1]
+    # Unpacked together. Two pieces a step, because two sets of registers take turns: with one, the next piece would be
+    # written over the one that the tensor core still reads, and the assembler does not notice.
+    DEEP: gl.constexpr = 32
+    if not TURNED:
+        n = high.to(gl.int64) + gl.arange(0, OUTS, layout=gl.SliceLayout(1, left))
+        scale_at = scales + n * (K // GROUP)
+        bits = scales_of(scale_at, first, STEP, GROUP)
+    acc = gl.zeros([OUTS, BLOCK], gl.float32, product)
+    for step in range(first, last):
+        place = done % STAGES
+        if not TURNED:
+            early = scale_pair(bits)
+            late = scale_pair(bits >> 16) if GROUP < STEP else early
+            bits = scales_of(scale_at, min(step + 1, last - 1), STEP, GROUP)  # there when the next step begins
+        mbarrier.wait(full.index(place), done // STAGES & 1)
+        x_now, words_now = x_ring.index(place).slice(0, BLOCK, dim=0), word_ring.index(place)
+        for i in gl.static_range(STEP // DEEP):
+            if TURNED:
+                piece = turned_piece_of(
+                    words_now.slice(i * DEEP, DEEP, dim=0), scale_ring.index(place).slice(i * DEEP, DEEP, dim=0),
+                    column // GROUP % 2, left, words3, scales3, stored,
+                )  # fmt: skip
+            else:
+                words_piece = words_now.slice(i * (DEEP // 8), DEEP // 8, dim=1)
+                piece = piece_of(words_piece, early if i == 0 else late, left, words3)
+            x_piece = x_now.slice(i * DEEP, DEEP, dim=1).permute([1, 0])
+            # the piece before is done with its registers, which the next one takes
+            acc = warpgroup_mma_wait(1, deps=[warpgroup_mma(piece, x_piece, acc, is_async=True)])
+            if i == 0 and step > first:  # the step before is
+                async_copy.mbarrier_arrive(empty.index((done + STAGES - 1) % STAGES), increment_count=False)
+        done += 1
+    acc = warpgroup_mma_wait(0, deps=[acc])
+    async_copy.mbarrier_arrive(empty.index((done + STAGES - 1) % STAGES), increment_count=False)
+    return acc, done
+
+
+@gluon.jit
+def _write(
+    total, bias, y, turning, row, end, out0, OUT, BIAS: gl.constexpr, product: gl.constexpr,
+):  # fmt: skip
+    """Rows row..end of y from total[OUTS, BLOCK], turned on the way through shared memory."""
+    BLOCK: gl.constexpr = total.shape[1]
+    OUTS: gl.constexpr = total.shape[0]
+    store: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [8, 1], [1, 0])
+    if BIAS:
+        n = out0 + gl.arange(0, OUTS, layout=gl.SliceLayout(1, product))
+        total += gl.expand_dims(gl.load(bias + n).to(gl.float32), 1)
+    _barrier()  # the tile before has been read
+    turning.slice(0, BLOCK, dim=0).store(total.to(gl.bfloat16).permute([1, 0]))
+    _barrier()
+    turned = turning.slice(0, BLOCK, dim=0).load(store)
+    m = row + gl.arange(0, BLOCK, layout=gl.SliceLayout(1, store))
+    o = out0 + gl.arange(0, OUTS, layout=gl.SliceLayout(0, store))
+    target = y + gl.expand_dims(m.to(gl.int64) * OUT, 1) + gl.expand_dims(o, 0)
+    gl.store(gl.max_contiguous(gl.multiple_of(target, [1, 16]), [1, 8]), turned, mask=gl.expand_dims(m < end, 1))
+
+
+@gluon.jit
+def _tile(
+    scales, bias, y, partial, arrivals, x_ring, word_ring, scale_ring, turning, full, empty, done,
+    item, parts, expert, row, end, tile, first, last, N, K,
+    BLOCK: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr, SPLIT: gl.constexpr, BIAS: gl.constexpr,
+    product: gl.constexpr, left: gl.constexpr, words3: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
+):  # fmt: skip
+    """One item: rows row..end of y, BLOCK at most, and OUTS of their outputs, or a part of their sums."""
+    OUTS: gl.constexpr = word_ring.shape[2] * 8 if TURNED else word_ring.shape[1]
+    high, column = _corner(expert, tile, N, OUTS, TURNED)
+    acc, done = _multiply(
+        scales, x_ring, word_ring, scale_ring, full, empty, done, high, column, first, last, K,
+        BLOCK, GROUP, TURNED, product, left, words3, scales3, stored,
+    )  # fmt: skip
+    OUT = K if TURNED else N
+    out0 = tile * OUTS
+    if SPLIT:
+        o = gl.expand_dims(gl.arange(0, OUTS, layout=gl.SliceLayout(1, product)), 1)
+        m = gl.expand_dims(gl.arange(0, BLOCK, layout=gl.SliceLayout(0, product)), 0)
+        CELLS: gl.constexpr = OUTS * x_ring.shape[1]
+        split = item // parts
+        cells = partial + split * (parts * CELLS) + o * BLOCK + m
+        gl.store(cells + item % parts * CELLS, acc, cache_modifier=".cg")
+        _barrier()  # every thread's part is written before one thread announces it
+        if gl.atomic_add(arrivals + split, 1, sem="acq_rel", scope="gpu") == parts - 1:
+            total = gl.load(cells, cache_modifier=".cg")
+            if OUTS * BLOCK <= 128 * 64:  # registers for a part read ahead
+                ahead = gl.load(cells + CELLS, cache_modifier=".cg")
+                for each in range(2, parts):
+                    now = ahead
+                    ahead = gl.load(cells + each * CELLS, cache_modifier=".cg")
+                    total += now
+                total += ahead
+            else:
+                for each in range(1, parts):
+                    total += gl.load(cells + each * CELLS, cache_modifier=".cg")
+            _write(total, bias, y, turning, row, end, out0, OUT, BIAS, product)
+            gl.store(arrivals + split, 0)  # ready for the next launch
+    else:
+        _write(acc, bias, y, turning, row, end, out0, OUT, BIAS, product)
+    return done
+
+
+@gluon.jit
+def _consume(
+    x_tiles, x_short_tiles, scales, bias, y, partial, arrivals, table,
+    x_ring, word_ring, scale_ring, turning, full, empty, rows, items, tiles, steps, parts, N, K,
+    GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr, SPLIT: gl.constexpr, BIAS: gl.constexpr,
+    product: gl.constexpr, left: gl.constexpr, short_product: gl.constexpr, short_left: gl.constexpr,
+    words3: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
+):  # fmt: skip
+    """The warps that unpack and multiply."""
+    BLOCK: gl.constexpr = x_tiles.block_shape[0]
+    SHORT: gl.constexpr = x_short_tiles.block_shape[0]
+    done = 0
+    for item in range(gl.program_id(0), items, gl.num_programs(0)):
+        expert, row, end, tile, first, last = _find(item, table, rows, tiles, steps, parts, BLOCK, GROUPED)
+        if expert >= 0:
+            if SHORT < BLOCK and end - row <= SHORT:
+                done = _tile(
+                    scales, bias, y, partial, arrivals, x_ring, word_ring, scale_ring, turning, full, empty, done,
+                    item, parts, expert, row, end, tile, first, last, N, K,
+                    SHORT, GROUP, TURNED, SPLIT, BIAS, short_product, short_left, words3, scales3, stored,
+                )  # fmt: skip
+            else:
+                done = _tile(
+                    scales, bias, y, partial, arrivals, x_ring, word_ring, scale_ring, turning, full, empty, done,
+                    item, parts, expert, row, end, tile, first, last, N, K,
+                    BLOCK, GROUP, TURNED, SPLIT, BIAS, product, left, words3, scales3, stored,
+                )  # fmt: skip
+
+
+@gluon.jit(do_not_specialize=["rows", "items", "tiles", "steps", "parts"])
+def int4_product(
+    x_tiles, x_short_tiles, word_tiles, scales, bias, y, partial, arrivals, table,
+    rows, items, tiles, steps, parts, N, K,
+    GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr, SPLIT: gl.constexpr, BIAS: gl.constexpr,
+    STAGES: gl.constexpr,
+    product: gl.constexpr, left: gl.constexpr, short_product: gl.constexpr, short_left: gl.constexpr,
+    words3: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
+):  # fmt: skip
+    """`items` tiles (or parts of their sums) of y, spread over the programs; the launchers say what is what."""
+    BLOCK: gl.constexpr = x_tiles.block_shape[0]
+    STEP: gl.constexpr = x_tiles.block_shape[1]
+    HIGH: gl.constexpr = word_tiles.block_shape[0]
+    WIDE: gl.constexpr = word_tiles.block_shape[1]
+    x_ring = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BLOCK, STEP], x_tiles.layout)
+    word_ring = gl.allocate_shared_memory(gl.int32, [STAGES, HIGH, WIDE], word_tiles.layout)
+    if TURNED:
+        if WIDE * 8 > GROUP:  # bfloat16 scales of all groups of the tile
+            scale_ring = gl.allocate_shared_memory(
+                gl.bfloat16, [STAGES, STEP, WIDE * 8 // GROUP], gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+            )
+        else:
+            scale_ring = gl.allocate_shared_memory(gl.int32, [STAGES, STEP], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    else:
+        scale_ring = word_ring
+    turning = gl.allocate_shared_memory(gl.bfloat16, [BLOCK, WIDE * 8 if TURNED else HIGH], x_tiles.layout)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for each in gl.static_range(STAGES):
+        mbarrier.init(full.index(each), count=33 if TURNED else 1)  # turned, each of 32 threads copies scales, too
+        mbarrier.init(empty.index(each), count=256)  # threads that multiply
+    fence_async_shared()
+    _barrier()
+    gl.warp_specialize(
+        [
+            (
+                _consume,
+                (
+                    x_tiles, x_short_tiles, scales, bias, y, partial, arrivals, table,
+                    x_ring, word_ring, scale_ring, turning, full, empty, rows, items, tiles, steps, parts, N, K,
+                    GROUP, TURNED, GROUPED, SPLIT, BIAS,
+                    product, left, short_product, short_left, words3, scales3, stored,
+                ),
+            ),
+            (
+                _produce,
+                (
+                    x_tiles, x_short_tiles, word_tiles, scales, table, x_ring, word_ring, scale_ring, full, empty,
+                    rows, items, tiles, steps, parts, N, K, GROUP, TURNED, GROUPED,
+                ),
+            ),
+        ],
+        [1],
+        [40],
+    )  # fmt: skip
+
+
+@cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def supports(weights: PackedWeight | PackedStack) -> bool:
+    """Whether the copy engine and the tiles take this weight or stack (some rows given)."""
+    (out, width), spec = weights.shape, weights.spec
+    if spec.name != "int4" or weights.tensors["weight_scale"].dtype != torch.bfloat16:
+        return False
+    paired = spec.group_size < 128 or width % 256 == 0
+    return out % 128 == 0 and width % 128 == 0 and spec.group_size in (32, 64, 128) and paired
+
+
+def multiply(
+    x: Tensor, words: Tensor, scales: Tensor, shape: tuple[int, int], group: int, turned: bool, cut: Cut,
+    bias: Tensor | None = None, table: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """x[rows, in] -> x W^T [rows, out]; turned: dy[rows, out] -> dy W [rows, in]. bfloat16, contiguous.
+
+    words     int32[out, in / 8] and scales bf16[out, in / group]; of many experts one below the other
+    shape     (out, in) of one expert, multiples of 128; what comes out of cut.outs (group 128: in of 256)
+    table     of `schedule` for cut.block, when rows belong to experts (one part)
+    """
+    x, words, scales = (each if each.data_ptr() % 16 == 0 else each.clone() for each in (x, words, scales))
+    out, width = shape
+    made, length = (width, out) if turned else (out, width)
+    y = torch.empty(x.shape[0], made, dtype=x.dtype, device=x.device)
+    tiles = made // cut.outs
+    high = -(-x.shape[0] // cut.block) if table is None else table.shape[0]
+    items = high * tiles * cut.parts
+    partial, arrivals = y, y
+    if cut.parts > 1:
+        partial = torch.empty(items * cut.outs * cut.block, dtype=torch.float32, device=x.device)
+        arrivals = arrival_counters(high * tiles, x.device)
+    tile = [STEP, cut.outs // 8] if turned else [cut.outs, STEP // 8]
+    x_tiles, x_short_tiles = (
+        TensorDescriptor.from_tensor(x, [rows, STEP], gl.NVMMASharedLayout(128, 16, 2))
+        for rows in (cut.block, cut.short)
+    )
+    word_tiles = TensorDescriptor.from_tensor(
+        words.view(-1, width // 8), tile, gl.NVMMASharedLayout(tile[1] * 4, 32, 2)
+    )
+    int4_product[(min(items, _multiprocessors(x.device.index)),)](
+        x_tiles, x_short_tiles, word_tiles, scales, y if bias is None else bias, y, partial, arrivals,
+        y if table is None else table, x.shape[0], items, tiles, length // STEP, cut.parts, out, width,
+        group, turned, table is not None, cut.parts > 1, bias is not None, cut.stages(group, turned),
+        **layouts(cut.block, cut.short, cut.outs, group, turned), num_warps=WARPS,
+    )  # fmt: skip
+    return y

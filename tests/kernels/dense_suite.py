@@ -1,0 +1,108 @@
+"""What the dense INT4 product and the choice of ways promise; run by test_fast_paths.py as fast_suite.py is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fast_suite import DEVICE, FLOAT, error, on_gpu
+from orbit_kernels import FormatSpec, PackedWeight, dequantize, linear
+from orbit_kernels.fast.decode import MAX_TOKENS
+from orbit_kernels.fast.dense_int4 import dense_int4, supports
+from orbit_kernels.fast.dispatch import choose, few
+from orbit_kernels.fast.dispatch_table import TABLE
+from orbit_kernels.fast.int4_product import Cut
+
+CUTS = [Cut(128, 64, 64), Cut(128, 128, 64), Cut(128, 256, 128), Cut(256, 64, 64), Cut(256, 128, 128)]
+
+
+def int4(out: int, width: int, group: int, device: str = DEVICE) -> PackedWeight:
+    words = torch.randint(-(2**31), 2**31 - 1, (out, width // 8), dtype=torch.int32, device=device)
+    scales = (torch.rand(out, width // group, device=device) * 0.02 + 0.002).to(torch.bfloat16)
+    shape = torch.tensor([out, width], device=device)
+    tensors = {"weight_packed": words, "weight_scale": scales, "weight_shape": shape}
+    return PackedWeight(FormatSpec("int4", group), (out, width), tensors)
+
+
+def test_the_table_names_ways_that_its_weights_can_go():
+    for (operation, name, out, width), entries in TABLE.items():
+        packed = int4(out, width, int(name.removeprefix("int4-")), "meta")
+        assert supports(packed)
+        most = [rows for rows, _ in entries]
+        assert most == sorted(set(most)) and most[-1] == 1 << 30
+        made, length = (out, width) if operation == "forward" else (width, out)
+        for (rows, way), fewer in zip(entries, [0, *most], strict=False):
+            if way == "decode":
+                assert operation == "forward" and rows <= MAX_TOKENS
+            elif way != "scratch":
+                outs, block, short, parts = way
+                tiles = made // outs * -(-(fewer + 1) // block)
+                assert made % outs == 0 and short <= block and 1 <= parts <= length // 64
+                assert parts == 1 or tiles * parts <= 4096  # counters of one launch
+
+
+def test_a_weight_that_no_table_lists_is_decoded_then_cut_by_rule_then_goes_through_the_scratch():
+    packed = int4(1024, 3072, 32, "meta")
+    assert [choose("forward", packed, rows) for rows in (0, 1, MAX_TOKENS)] == ["scratch", "decode", "decode"]
+    assert choose("forward", packed, 100) == Cut(128, 64, 64, 8) and choose("dX", packed, 64) == Cut(128, 64, 64, 4)
+    assert choose("forward", packed, 129) == choose("dX", packed, 129) == "scratch"
+
+
+def test_the_rule_for_few_rows_is_what_measuring_found():
+    for (operation, _, out, width), entries in TABLE.items():
+        made, length = (out, width) if operation == "forward" else (width, out)
+        for rows, way in entries:
+            if rows <= 128 and way != "decode" and (rows, out, width) != (64, 4096, 2560):  # there 4 to 6 parts do
+                assert Cut(*way) == few(made, length, rows)
+
+
+@on_gpu
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("turned", [False, True], ids=["forward", "gradient"])
+def test_products_with_unit_vectors_give_the_bits_of_the_dequantised_weight(group, turned):
+    packed = int4(512, 768, group)
+    packed.tensors["weight_scale"][0] = 2.0**-126
+    packed.tensors["weight_scale"][1] = 1e30
+    dense = dequantize(packed)
+    x = torch.eye(512 if turned else 768, device=DEVICE, dtype=FLOAT)
+    for cut in CUTS:
+        found = dense_int4(x, packed, turned, cut)
+        assert torch.equal(found, dense if turned else dense.T)
+
+
+@on_gpu
+@pytest.mark.parametrize("turned", [False, True], ids=["forward", "gradient"])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_row_has_the_same_bits_for_every_cut_with_as_many_parts_and_in_every_run(turned, parts):
+    packed = int4(512, 1280, 32)
+    dense = dequantize(packed)
+    x = torch.randn(301, 512 if turned else 1280, device=DEVICE).to(FLOAT)
+    weight = dense if turned else dense.T
+    exact = x.double() @ weight.double()
+    first = dense_int4(x, packed, turned, Cut(128, 64, 64, parts))
+    assert error(first, exact) <= 1.02 * error(x @ weight, exact)
+    for cut in CUTS:
+        whole = Cut(cut.outs, cut.block, cut.short, parts)
+        for rows in (301, 200, 64, 1):
+            assert torch.equal(dense_int4(x[:rows].contiguous(), packed, turned, whole), first[:rows])
+    bias = torch.randn(512, device=DEVICE, dtype=FLOAT)
+    if not turned:
+        found = dense_int4(x, packed, turned, Cut(128, 128, 64, parts), bias)
+        assert error(found, exact + bias.double()) <= 1.02 * error(x @ weight + bias, exact + bias.double())
+
+
+@on_gpu
+def test_by_the_front_door_every_way_of_the_table_is_the_linear_layer_and_its_gradient():
+    for (operation, name, out, width), entries in TABLE.items():
+        if (out, width) != (4096, 2560) or operation != "forward":
+            continue
+        packed = int4(out, width, int(name.removeprefix("int4-")))
+        dense = dequantize(packed)
+        for rows in sorted({min(most, 3000) for most, _ in entries} | {65, 100, 2048}):
+            x = torch.randn(rows, width, device=DEVICE, dtype=FLOAT, requires_grad=True)
+            dy = torch.randn(rows, out, device=DEVICE, dtype=FLOAT)
+            y = linear(x, packed)
+            (dx,) = torch.autograd.grad(y, x, dy)
+            exact, exact_dx = x.double() @ dense.double().T, dy.double() @ dense.double()
+            assert error(y, exact) <= 1.02 * error(x @ dense.T, exact)
+            assert error(dx, exact_dx) <= 1.02 * error(dy @ dense, exact_dx)
+            assert torch.equal(y, linear(x, packed, weight=dense)) and torch.equal(y, linear(x, packed))
