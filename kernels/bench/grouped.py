@@ -26,7 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from harness import card, ceilings, compact, random_int4, seconds
+from harness import card, ceilings, compact, random_packed, seconds
 from orbit_kernels import FormatSpec, PackedStack, dequantize
 from orbit_kernels.fast import dequantize as fast_dequantize
 from orbit_kernels.fast import grouped_product
@@ -46,10 +46,10 @@ CHOICES = {
 
 
 def stack_of(out: int, width: int, group: int, experts: int) -> PackedStack:
-    words, scales = random_int4(experts * out, width, group)
+    rows = random_packed(FormatSpec("int4", group), experts * out, width).tensors
     tensors = {
-        "weight_packed": words.view(experts, out, -1),
-        "weight_scale": scales.view(experts, out, -1),
+        "weight_packed": rows["weight_packed"].view(experts, out, -1),
+        "weight_scale": rows["weight_scale"].view(experts, out, -1),
         "weight_shape": torch.tensor([out, width]).repeat(experts, 1),
     }
     return PackedStack(FormatSpec("int4", group), (out, width), tensors, (1, group), experts)
