@@ -1,19 +1,22 @@
-"""Adapters on one linear, forward and backward with gradients for input and adapter, beside PEFT's layers, in one run.
+"""What adapters cost: on decode products (`adapters_decode.py`) and in training, beside PEFT's layers, in one run.
 
-    PYTHONPATH=kernels python kernels/bench/adapters.py [OUT.json]
+    PYTHONPATH=kernels python kernels/bench/adapters.py [OUT.json [decode] [training] [eager]]
 
-PEFT's layers sit on a BF16 linear, as PEFT runs them; ours on the same weight as INT4 (group 32), and on it dense. The
+Training is one linear, forward and backward with gradients for input and adapter. PEFT's layers sit on a BF16 linear, as PEFT runs them; ours on the same weight as INT4 (group 32), and on it dense. The
 linear without an adapter is timed too, so that "added" is the ratio of what the adapters cost. R comes from the
-parameters in every step. Forward and backward are captured in a graph (where PEFT's layer can be, else both are eager),
+parameters in every step ("overhead_given_R": it is given, as where an engine makes it once per update for all
+micro-batches). "floor" is what reading and writing the activations once each (OFT: x, xR; x, dZ, dX) must add at the
+speed of a copy. Rows "q, k, v" and "gate, up" rotate one input for several linears, at once or each for itself. Forward and backward are captured in a graph (where PEFT's layer can be, else both are eager),
 so that the host's speed does not count; "eager" rows say what it costs where it does.
 """
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,17 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import adapters_decode
+from adapters_decode import GROUPS, rotations
 from harness import card, ceilings, compact, seconds
-from orbit_kernels import FORMATS, dequantize, linear, lora_delta, oft, quantize
+from orbit_kernels import FORMATS, dequantize, linear, lora_linear, oft, oft_linear, quantize
+from orbit_kernels.fast import cayley
+from orbit_kernels.fast.rotate import turn, turn_backward
 
 SHAPES = [(9728, 2560), (2560, 9728), (4096, 2560)]
 TOKENS = 8192
 RANK = 16
+BUDGET = 300.0  # seconds, after which no further row is begun
 Step = Callable[[Tensor], Tensor]
 
 
@@ -69,7 +77,7 @@ def close(ours: Tensor, theirs: Tensor) -> float:
     return float(((ours.double() - theirs.double()).norm() / theirs.double().norm()).detach())
 
 
-def rows_of(out: int, width: int, how: str) -> list[dict[str, Any]]:
+def rows_of(out: int, width: int, how: str, copy: float) -> Iterator[dict[str, Any]]:
     from peft import LoraConfig, OFTConfig
 
     timed = {"eager": eager, "captured": captured}[how]
@@ -79,12 +87,11 @@ def rows_of(out: int, width: int, how: str) -> list[dict[str, Any]]:
     dense = dequantize(packed)
     plain = timed(lambda x: nn.functional.linear(x, dense), x, dy, [])
     packed_plain = timed(lambda x: linear(x, packed), x, dy, [])
-    rows = []
-    for what in ("oft-32", "oft-64", "oft-128", f"lora-{RANK}"):
+    for what in ("oft-32", "oft-128", f"lora-{RANK}", "oft-64", "oft-256"):
         base = nn.Linear(width, out, bias=False, device="cuda", dtype=torch.bfloat16).requires_grad_(False)
         base.weight.data = dense
-        b = int(what.split("-")[1])
-        if what.startswith("oft"):
+        b, turns = int(what.split("-")[1]), what.startswith("oft")
+        if turns:
             config: Any = OFTConfig(
                 r=0, oft_block_size=b, target_modules=["linear"], use_cayley_neumann=True,
                 num_cayley_neumann_terms=5, module_dropout=0.0,
@@ -94,50 +101,111 @@ def rows_of(out: int, width: int, how: str) -> list[dict[str, Any]]:
         layer = peft_layer(config, base).bfloat16()
         theirs = [p for p in layer.parameters() if p.requires_grad]
         mine = [p.detach().clone().requires_grad_() for p in theirs]
-        if what.startswith("oft"):
-            v = mine[0]
 
-            def ours(x: Tensor, project: Step, v: Tensor = v, b: int = b) -> Tensor:
-                return project(oft.rotate(x, oft.cayley_neumann(v.float(), b).bfloat16()))
-        else:
-            A, B = mine
+        def ours(x: Tensor, weight: Tensor | None, mine: Any = mine, b: int = b, turns: bool = turns) -> Tensor:
+            if turns:
+                R = mine[0] if mine[0].dim() == 3 else oft.cayley_neumann(mine[0], b)
+                return oft_linear(x, packed, R, weight=weight)
+            return lora_linear(x, packed, *mine, 1.0, weight=weight)
 
-            def ours(x: Tensor, project: Step, A: Tensor = A, B: Tensor = B) -> Tensor:
-                return project(x) + lora_delta(x, A, B, 1.0)
-
-        def on_dense(x: Tensor, ours: Any = ours) -> Tensor:
-            return ours(x, lambda z: linear(z, packed, weight=dense))
-
-        def on_packed(x: Tensor, ours: Any = ours) -> Tensor:
-            return ours(x, lambda z: linear(z, packed))
-
-        differs = close(on_dense(x), layer(x))
+        differs = close(ours(x, dense), layer(x))
         assert differs < 2e-2, (what, differs)
-        peft, light, low = (
-            timed(step, x, dy, wanted) for step, wanted in ((layer, theirs), (on_dense, mine), (on_packed, mine))
-        )
-        rows.append({
-            "adapter": what, "how": how, "out": out, "in": width, "M": TOKENS,
+        peft = timed(layer, x, dy, theirs)
+        light, low = (timed(partial(ours, weight=weight), x, dy, mine) for weight in (dense, None))
+        row = {
+            "op": "training", "adapter": what, "how": how, "out": out, "in": width, "M": TOKENS,
             "plain_ms": plain * 1e3, "packed_ms": packed_plain * 1e3,
             "peft_ms": peft * 1e3, "ours_ms": light * 1e3, "ours_int4_ms": low * 1e3, "differs": differs,
             "whole": peft / light, "added": (peft - plain) / (light - plain),
             "overhead_int4": low / packed_plain - 1,
-        })  # fmt: skip
-        print({key: round(v, 4) if isinstance(v, float) else v for key, v in rows[-1].items()}, flush=True)
-    return rows
+        }  # fmt: skip
+        if turns:
+            given = [oft.cayley_neumann(mine[0].detach(), b).requires_grad_()]
+            with_R = timed(partial(ours, weight=None, mine=given), x, dy, given)
+            row["overhead_given_R"] = with_R / packed_plain - 1
+            row["floor"] = 5 * x.nbytes / copy / packed_plain
+        yield row
 
 
-def main(path: str) -> None:
-    result: dict[str, Any] = {**card(), "command": "python kernels/bench/adapters.py", "ceilings": ceilings()}
-    result["rows"] = []
-    for how, shape in itertools.product(("captured", "eager"), SHAPES):
+def rows_of_group(name: str, b: int) -> Iterator[dict[str, Any]]:
+    width, outs = GROUPS[name][0][1], [out for out, _ in GROUPS[name]]
+    x = torch.randn(TOKENS, width, device="cuda").bfloat16().requires_grad_()
+    dys = [torch.randn(TOKENS, out, device="cuda").bfloat16() for out in outs]
+    weights = [quantize(torch.randn(out, width, device="cuda") * 0.02, FORMATS["int4"]) for out in outs]
+    R = rotations(width, b, len(outs)).requires_grad_()
+
+    def step(parts: Callable[[], Any], wanted: list[Tensor]) -> Any:
+        ys = [linear(part, packed) for part, packed in zip(parts(), weights, strict=True)]
+        return torch.autograd.grad(ys, wanted, dys)
+
+    hows: dict[str, Any] = {
+        "plain": (lambda: [x] * len(outs), [x]),
+        "one_pass": (lambda: oft.rotate_slices(x, R), [x, R]),
+        "each": (lambda: [oft.rotate(x, one) for one in R.unbind(0)], [x, R]),
+    }
+    for a, b_ in zip(step(*hows["one_pass"]), step(*hows["each"]), strict=True):
+        assert close(a, b_) < 1e-2
+    side = torch.cuda.Stream()
+    times = {}
+    for how, (parts, wanted) in hows.items():
+        with torch.cuda.stream(side):
+            step(parts, wanted)
+        torch.cuda.synchronize()
+        times[how] = seconds([partial(step, parts, wanted)] * 3, 9)
+    yield {
+        "op": "training", "adapter": f"oft-{b}", "group": name, "in": width, "M": TOKENS,
+        **{f"{how}_ms": value * 1e3 for how, value in times.items()},
+        **{f"overhead_{how}": times[how] / times["plain"] - 1 for how in ("one_pass", "each")},
+    }  # fmt: skip
+
+
+def rotation_rows(copy: float) -> Iterator[dict[str, Any]]:
+    """The rotation by itself and v -> R, as shares of the speed of a copy, and in microseconds."""
+    for width in (2560, 9728):
+        x, dy = (torch.randn(TOKENS, width, device="cuda").bfloat16() for _ in range(2))
+        for b in (32, 64, 128, 256):
+            R = rotations(width, b)
+            forward = seconds([partial(turn, x, R)] * 4)
+            backward = seconds([partial(turn_backward, x, R, [dy])] * 4)
+            v = (torch.randn(width // b, b * (b - 1) // 2, device="cuda") * 0.01).bfloat16()
+            makes, unmakes = (
+                seconds([partial(f, *args)] * 8) for f, args in ((cayley.forward, (v, b)), (cayley.backward, (v, R, b)))
+            )
+            yield {
+                "op": "rotation", "in": width, "M": TOKENS, "b": b, "forward": 2 * x.nbytes / copy / forward,
+                "backward": 3 * x.nbytes / copy / backward, "v_to_R_us": makes * 1e6, "dR_to_dv_us": unmakes * 1e6,
+            }  # fmt: skip
+
+
+def main(path: str, wanted: list[str]) -> None:
+    begin = time.monotonic()
+    command = " ".join(["python kernels/bench/adapters.py", *([] if wanted == DEFAULT else wanted)])
+    result: dict[str, Any] = {**card(), "command": command, "ceilings": ceilings(), "rows": []}
+    copy = result["ceilings"]["copy_GBps"] * 1e9
+    training = [partial(rows_of, *shape, "captured", copy) for shape in SHAPES]
+    training += [partial(rows_of_group, name, b) for name in GROUPS for b in (32, 128)]
+    parts: dict[str, list[Any]] = {
+        "decode": list(adapters_decode.all_rows()),
+        "training": [partial(rotation_rows, copy), *training],
+        "eager": [partial(rows_of, *shape, "eager", copy) for shape in SHAPES],
+    }
+    for rows in (rows for part in wanted for rows in parts[part]):
+        if time.monotonic() - begin > BUDGET:
+            result["stopped"] = f"after {BUDGET} s"
+            break
         try:
-            result["rows"] += rows_of(*shape, how)
+            for row in rows():
+                result["rows"].append(row)
+                print({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
         except Exception as problem:  # one shape's trouble is written down beside the others' figures
-            result["rows"].append({"how": how, "out": shape[0], "in": shape[1], "failed": repr(problem)[:400]})
+            result["rows"].append({"case": str(rows)[:200], "failed": repr(problem)[:600]})
             print(repr(problem), flush=True)
+        torch.cuda.empty_cache()
         Path(path).write_text(compact(result))
 
 
+DEFAULT = ["decode", "training", "eager"]
+
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "results" / "adapters.json"))
+    target = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "results" / "adapters.json")
+    main(target, sys.argv[2:] or DEFAULT)

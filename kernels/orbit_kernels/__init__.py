@@ -3,12 +3,13 @@
 Knows only torch. Every operation here is the readable reference; a fast path has the same signature and is held to it.
 """
 
+from .adapted import lora_linear, oft_linear
 from .formats import FORMATS, FormatError, FormatSpec, PackedWeight, dequantize, detect, is_finite, quantize, read
 from .formats.stack import PackedStack
 from .grouped import grouped_linear
 from .linear import linear
 from .lora import lora_delta
-from .oft import cayley_neumann, orthogonality_error, rotate, skew, skew_norm
+from .oft import cayley_neumann, orthogonality_error, rotate, rotate_slices, skew, skew_norm
 
 __all__ = [
     "FORMATS",
@@ -23,10 +24,13 @@ __all__ = [
     "is_finite",
     "linear",
     "lora_delta",
+    "lora_linear",
+    "oft_linear",
     "orthogonality_error",
     "quantize",
     "read",
     "rotate",
+    "rotate_slices",
     "skew",
     "skew_norm",
 ]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .counts import require_counts
 from .formats import FormatError, dequantize
 from .formats.stack import PackedStack
 from .linear import fast, linear
@@ -31,17 +32,6 @@ def grouped_linear(x: Tensor, counts: Tensor, experts: PackedStack) -> Tensor:
         raise FormatError(f"grouped_linear input: expected float [tokens, {width}]; found {x.dtype} {tuple(x.shape)}")
     require_counts(counts, experts.count, x)
     return _GroupedLinear.apply(x, counts, experts)
-
-
-def require_counts(counts: Tensor, groups: int, x: Tensor) -> None:
-    """Raises FormatError unless counts[groups] are integers on the device of x that (looked at on a CPU only) add up
-    to its rows."""
-    integers = counts.dtype in (torch.int32, torch.int64)
-    if tuple(counts.shape) != (groups,) or not integers or counts.device != x.device:
-        found = f"{counts.dtype} {tuple(counts.shape)} on {counts.device}"
-        raise FormatError(f"counts: expected int32 or int64 ({groups},) on {x.device}; found {found}")
-    if not counts.is_cuda and (int(counts.sum()) != x.shape[0] or bool((counts < 0).any())):
-        raise FormatError(f"counts: expected numbers of rows that add up to {x.shape[0]}; found {counts.tolist()}")
 
 
 class _GroupedLinear(torch.autograd.Function):

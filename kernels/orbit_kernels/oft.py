@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .counts import require_counts
+
 
 def skew(v: Tensor, b: int) -> Tensor:
     """v[..., b(b-1)/2] -> Q[..., b, b] with Q^T = -Q; differentiable.
@@ -33,41 +35,83 @@ def skew(v: Tensor, b: int) -> Tensor:
     return _Skew.apply(v, b)
 
 
-def cayley_neumann(v: Tensor, b: int) -> Tensor:
-    """v[n, b(b-1)/2] -> R[n, b, b] in the dtype of v; differentiable.
+def cayley_neumann(v: Tensor, b: int, dtype: torch.dtype | None = None) -> Tensor:
+    """v[n, b(b-1)/2] -> R[n, b, b] in `dtype` (default: that of v); differentiable.
 
-    16-bit parameters are computed in float32 and rounded once, at the end. On a GPU b = 16, 32, 64 go to `fast.cayley`
-    (float64 does not): same result within float32 rounding, differentiable once.
+    16-bit parameters are computed in float32 and rounded once, at the end. On a GPU b = 16, 32, 64, 128 go to
+    `fast.cayley` (float64 does not): same result within float32 rounding, differentiable once.
     Raises ValueError when v is not [n, b(b-1)/2].
     """
     _require_triangle(v, b)
     if v.dim() != 2:
         raise ValueError(f"cayley_neumann: expected v[n, b(b-1)/2]; found {tuple(v.shape)}")
+    dtype = dtype or v.dtype
     if v.is_cuda:
         from . import fast
 
         if fast.cayley_supports(v, b):
-            return fast.cayley_neumann(v, b)
-    return _CayleyNeumann.apply(v, b)
+            return fast.cayley_neumann(v, b, dtype)
+    return _CayleyNeumann.apply(v, b, dtype)
 
 
-def rotate(x: Tensor, R: Tensor) -> Tensor:
-    """x[..., n*b], R[n, b, b] -> each block of x times its R, [..., n*b] in the dtype of x; differentiable in both.
+def rotate(x: Tensor, R: Tensor, slot: Tensor | None = None, counts: Tensor | None = None) -> Tensor:
+    """x[..., n*b] -> each block of x times its R, [..., n*b] in the dtype of x; differentiable in x and R.
+
+    R[n, b, b]          one rotation for all rows
+    R[slots, n, b, b]   with slot, int32 or int64 of one element on the device of x: all rows by R[slot], which the host
+                        never looks at (out of range: the caller's error); R must not ask for a gradient
+    R[E, n, b, b]       with counts[E], rows of x[tokens, n*b] sorted by expert as in `grouped_linear`: each by its own
 
     Computed in the wider of the two dtypes (PEFT casts alike); pass R in the dtype of x for speed. 16-bit tensors on a
-    GPU go to `fast.rotate` for b = 16, 32, 64, 128: same result up to rounding, differentiable once.
-    Raises ValueError when R is not [n, b, b] or n * b is not the width of x.
+    GPU go to `fast.rotate` for b = 16, 32, 64, 128, 256: same result up to rounding, differentiable once.
+    Raises ValueError when shapes do not fit, FormatError when counts do not.
     """
-    if R.dim() != 3 or R.shape[1] != R.shape[2]:
-        raise ValueError(f"rotate R: expected [n, b, b]; found {tuple(R.shape)}")
-    n, b, _ = R.shape
-    if x.shape[-1] != n * b:
-        raise ValueError(f"rotate: {n} blocks of block size b = {b} cover {n * b}; input width is {x.shape[-1]}")
+    n, b = require_rotations(x, R, 3 if slot is None and counts is None else 4)
+    if slot is not None and (counts is not None or slot.numel() != 1 or R.requires_grad):
+        raise ValueError("rotate: expected a slot of one element, no counts beside it and rotations without gradient")
+    if counts is not None:
+        if x.dim() != 2:
+            raise ValueError(f"rotate: expected x[tokens, {n * b}] with counts; found {tuple(x.shape)}")
+        require_counts(counts, R.shape[0], x)
     if x.is_cuda:
         from . import fast  # imported with the first CUDA tensor, so that Triton is never loaded without a GPU
 
         if fast.rotate_supports(x, R):
-            return fast.rotate(x, R)
+            return fast.rotate(x, R, slot, counts)
+    if slot is not None:
+        return _turn(x, R.index_select(0, slot.reshape(1).long())[0])
+    if counts is not None:
+        return torch.cat([_turn(part, R[e]) for e, part in enumerate(x.split(counts.tolist()))])
+    return _turn(x, R)
+
+
+def rotate_slices(x: Tensor, R: Tensor) -> tuple[Tensor, ...]:
+    """x[..., n*b], R[S, n, b, b] -> S results, x by each R[s]: what q, k and v, or gate and up, read.
+
+    On a GPU up to three are made in one pass over x, and their gradients in one (b up to 128): dX is summed in float32
+    and written once. Raises ValueError when R is not [S, n, b, b] or n * b is not the width of x.
+    """
+    require_rotations(x, R, 4)
+    if x.is_cuda:
+        from . import fast
+
+        if fast.slices_support(x, R):
+            return fast.slices(x, R)
+    return tuple(rotate(x, one) for one in R.unbind(0))
+
+
+def require_rotations(x: Tensor, R: Tensor, dims: int) -> tuple[int, int]:
+    """(n, b) of rotations R[..., n, b, b] that fit x."""
+    if R.dim() != dims or R.shape[-1] != R.shape[-2]:
+        raise ValueError(f"rotate R: expected [{'n, b, b' if dims == 3 else '.., n, b, b'}]; found {tuple(R.shape)}")
+    n, b = R.shape[-3], R.shape[-1]
+    if x.shape[-1] != n * b:
+        raise ValueError(f"rotate: {n} blocks of block size b = {b} cover {n * b}; input width is {x.shape[-1]}")
+    return n, b
+
+
+def _turn(x: Tensor, R: Tensor) -> Tensor:
+    n, b, _ = R.shape
     dtype = torch.promote_types(x.dtype, R.dtype)
     blocks = x.to(dtype).reshape(-1, n, b).transpose(0, 1)  # [n, tokens, b], a view: bmm reads it strided
     return torch.bmm(blocks, R.to(dtype)).transpose(0, 1).reshape(x.shape).to(x.dtype)
@@ -137,7 +181,7 @@ class _Skew(torch.autograd.Function):
 
 class _CayleyNeumann(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, v: Tensor, b: int) -> Tensor:
+    def forward(ctx: Any, v: Tensor, b: int, dtype: torch.dtype) -> Tensor:
         Q = _fill_skew(v if v.element_size() >= 4 else v.float(), b)
         P = torch.bmm(Q, Q)
         S = torch.add(P, Q, alpha=2.0)
@@ -145,17 +189,17 @@ class _CayleyNeumann(torch.autograd.Function):
         R.diagonal(dim1=-2, dim2=-1).add_(1.0)
         ctx.save_for_backward(Q, P)
         ctx.dtype = v.dtype
-        return R.to(v.dtype)
+        return R.to(dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         Q, P = ctx.saved_tensors
         G = grads[0].to(Q.dtype)
         dS = torch.baddbmm(G, P, G)
         H = torch.baddbmm(G, G, torch.sub(P, Q, alpha=2.0)).add_(dS)
         D = torch.baddbmm(dS, H + H.transpose(-1, -2), Q, beta=2.0, alpha=-1.0)
-        return _gather_skew(D).to(ctx.dtype), None
+        return _gather_skew(D).to(ctx.dtype), None, None
 
 
 def _require_triangle(v: Tensor, b: int) -> None:

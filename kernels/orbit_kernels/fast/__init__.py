@@ -3,8 +3,10 @@
     decode      weight-only product for 1 to 64 tokens, reading W once as stored
     dequantize  every packed format -> dense bfloat16, the reference's bits
     dense       many tokens: scratch of at most 64 MiB and cuBLAS, forward and gradient
+    beside      what a decode product does for an adapter in the same launch
+    low_rank    LoRA added up in the products of many tokens
     cayley      Cayley-Neumann v -> R and dR -> dv
-    rotate      OFT rotation, dX and dR
+    rotate      OFT rotation, dX and dR, by slot, by expert, several of one input
     grouped     products with the packed weights of many experts, forward and gradient
 
 Imported only when a CUDA tensor comes by: without a GPU Triton is never loaded. What these do not take (see `takes`)
@@ -20,26 +22,34 @@ from ..formats import PackedWeight
 from . import dense
 from .cayley import cayley_neumann
 from .cayley import supports as cayley_supports
-from .decode import MAX_TOKENS, decode
+from .decode import MAX_TOKENS, Adapter, decode, supports_adapter
 from .decode import supports as decode_supports
 from .dequantize import dequantize
 from .dequantize import supports as dequantize_supports
 from .grouped import grouped_product, takes_grouped
-from .rotate import rotate
-from .rotate import supports as rotate_supports
+from .low_rank import low_rank, takes_low_rank
+from .rotations import rotate, slices
+from .rotations import supports as rotate_supports
+from .rotations import supports_slices as slices_support
 
 __all__ = [
     "cayley_neumann",
     "cayley_supports",
+    "decode_adapted",
     "decodes",
+    "decodes_adapted",
     "dequantize",
     "dgrad",
     "forward",
     "grouped_product",
+    "low_rank",
     "rotate",
     "rotate_supports",
+    "slices",
+    "slices_support",
     "takes",
     "takes_grouped",
+    "takes_low_rank",
 ]
 
 
@@ -63,6 +73,24 @@ def forward(x: Tensor, packed: PackedWeight, bias: Tensor | None, resident: Tens
     flat = x.reshape(tokens, width).contiguous()
     cast_bias = None if bias is None else bias.to(x.dtype).contiguous()
     return decode(flat, packed, cast_bias).view(*x.shape[:-1], out)
+
+
+def decodes_adapted(x: Tensor, packed: PackedWeight, a: Tensor, b: Tensor | None) -> bool:
+    """Whether x (without gradients) goes with R, or A and B, through the decode kernel."""
+    whole = x.shape[-1] == packed.shape[1] and x.is_floating_point() and takes(x, packed)
+    return whole and decodes(x.numel() // x.shape[-1], packed) and supports_adapter(x, Adapter(a, b))
+
+
+def decode_adapted(
+    x: Tensor, packed: PackedWeight, bias: Tensor | None, a: Tensor, b: Tensor | None, scaling: float,
+    slot: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """(x R) W^T + bias where b is None; else x W^T + bias + scaling (x A^T) B^T; for what `decodes_adapted` accepts."""
+    out, width = packed.shape
+    flat = x.reshape(-1, width).contiguous()
+    cast_bias = None if bias is None else bias.to(x.dtype).contiguous()
+    slot = None if slot is None else slot.reshape(1)
+    return decode(flat, packed, cast_bias, adapter=Adapter(a, b, scaling, slot)).view(*x.shape[:-1], out)
 
 
 def dgrad(dy: Tensor, packed: PackedWeight, resident: Tensor | None) -> Tensor:

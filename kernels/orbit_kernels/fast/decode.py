@@ -22,7 +22,7 @@ result, bit for bit, for every M in 1..64 and in every run; the only atomics cou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import triton
@@ -31,7 +31,9 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..formats import PackedWeight
+from .beside import MAX_RANK, arrive, fetch, finish, helping, keep, low_rank, overlapping, turn_few
 from .dequantize import operands
+from .rotate import BLOCK_SIZES
 from .unpack import weight_tile
 from .workspace import arrival_counters
 
@@ -59,26 +61,6 @@ def _scale_pair(pair):
     return tl.reshape(both, [pair.shape[0], 2]).to(tl.bfloat16, bitcast=True)
 
 
-@triton.jit
-def _finish(total, bias, y, n, m, M, N: tl.constexpr, BIAS: tl.constexpr):
-    if BIAS:
-        total += tl.load(bias + n).to(tl.float32)[:, None]
-    tl.store(y + m[None, :] * N + n[:, None], total.to(y.dtype.element_ty), mask=m[None, :] < M)
-
-
-@triton.jit
-def _fetch(row, BYTES):
-    """Asks for BYTES (a multiple of 16) from each address of row[...] to come to the L2 cache."""
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0;",
-        "=r,l,r",
-        [row.to(tl.int64), BYTES],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
 @triton.jit(do_not_specialize=["M"])
 def _decode(
     x,
@@ -89,6 +71,12 @@ def _decode(
     y,
     partial,
     arrivals,
+    a,
+    b,
+    made,
+    flags,
+    slot,
+    scaling,
     M,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -104,6 +92,10 @@ def _decode(
     ASM: tl.constexpr,
     ARRANGED: tl.constexpr,
     EARLY: tl.constexpr,
+    RANK: tl.constexpr,
+    SLOT: tl.constexpr,
+    NARROW: tl.constexpr,
+    HELPERS: tl.constexpr,
 ):
     STEP: tl.constexpr = 256
     PER: tl.constexpr = 2 if FORMAT == "fp8" else 4  # codes in a piece
@@ -111,7 +103,17 @@ def _decode(
     GROUPS: tl.constexpr = STEP // GROUP
     STEPS: tl.constexpr = K // STEP
     PER_PART: tl.constexpr = (STEPS + PARTS - 1) // PARTS
+    SLOTS: tl.constexpr = (1 if FOLD else PARTS) + (1 if RANK > 0 else 0)  # sums that make a tile of y
     tile, part = tl.program_id(0), tl.program_id(1)
+    if RANK > 0:  # the first programs of the grid are helpers
+        at = tl.program_id(0) - HELPERS
+        if at < 0:
+            low_rank(
+                x, a, b, made, flags, slot, scaling, partial, arrivals, bias, y, at + HELPERS, M,
+                N, K, RANK, SLOT, NARROW, HELPERS, TOKENS, ROWS, SLOTS, STAGES, BIAS, ASM, PER if ARRANGED else 1,
+            )  # fmt: skip
+            return
+        tile, part = at % (N // ROWS), at // (N // ROWS)
     first = 0 if FOLD else part * PER_PART
     last = STEPS if FOLD else min(first + PER_PART, STEPS)
     if ASM:
@@ -119,7 +121,7 @@ def _decode(
             half = tl.arange(0, ROWS * 2)
             long = (last - first) * PIECES // 2
             row = (tile * ROWS + half // 2) * (K // PER) + first * PIECES + half % 2 * long
-            _fetch(pieces + row, tl.broadcast_to(long * 2, [ROWS * 2]))
+            fetch(pieces + row, tl.broadcast_to(long * 2, [ROWS * 2]))
         gdc_launch_dependents()
         gdc_wait()
     n = tile * ROWS + tl.arange(0, ROWS)
@@ -149,20 +151,14 @@ def _decode(
             ends = ((step + 1) % PER_PART == 0) | (step + 1 == STEPS)
             total = tl.where(ends, total + acc, total)
             acc = tl.where(ends, 0.0, acc)
-    if PARTS == 1:
-        _finish(total + acc, bias, y, n, m, M, N, BIAS)
-    elif FOLD:
-        _finish(total, bias, y, n, m, M, N, BIAS)
+    if not FOLD or PARTS == 1:
+        total += acc
+    if SLOTS == 1:
+        finish(total, bias, y, n, m, M, N, BIAS)
     else:
-        cell = tl.arange(0, ROWS)[:, None] * TOKENS + m[None, :]
-        parts = partial + tile * (PARTS * ROWS * TOKENS) + cell
-        tl.store(parts + part * (ROWS * TOKENS), acc, cache_modifier=".cg")
-        tl.debug_barrier()  # every thread's part is written before one thread announces it
-        if tl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu") == PARTS - 1:
-            for each in tl.static_range(PARTS):
-                total += tl.load(parts + each * (ROWS * TOKENS), cache_modifier=".cg")
-            _finish(total, bias, y, n, m, M, N, BIAS)
-            tl.store(arrivals + tile, 0)  # ready for the next launch
+        keep(partial, total, tile, part, SLOTS)
+        tl.debug_barrier()  # every thread's sums are written before one thread announces them
+        arrive(partial, arrivals, bias, y, tile, M, N, ROWS, TOKENS, SLOTS, BIAS)
 
 
 @triton.jit
@@ -181,14 +177,9 @@ def arrange(x: Tensor, per: int) -> Tensor:
     """x[M, K] with the 256 columns of each step in the order 0, per, 2 per.. 1, per + 1.. and so on; contiguous."""
     arranged = torch.empty_like(x)
     _arrange[(triton.cdiv(x.numel(), 1024),)](
-        x, arranged, x.numel(), per, x.is_cuda, 1024, num_warps=4, **_overlapping(x)
+        x, arranged, x.numel(), per, x.is_cuda, 1024, num_warps=4, **overlapping(x)
     )
     return arranged
-
-
-def _overlapping(x: Tensor) -> dict[str, Any]:
-    """The launch option by which a kernel may start before the one ahead of it ends (the interpreter has none)."""
-    return {"launch_pdl": True} if x.is_cuda else {}
 
 
 def padded_tokens(tokens: int) -> int:
@@ -210,27 +201,53 @@ def plan(out: int, width: int, tokens: int, group: int) -> Plan:
     return Plan(parts, fold, 2 if fold and many and group < 128 else 3, arranged=fold and many, early=early)
 
 
-def decode(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, chosen: Plan | None = None) -> Tensor:
-    """x[M, K] bf16 -> y[M, N] in the dtype of x; M <= 64, x and bias contiguous.
+class Adapter(NamedTuple):
+    """What is computed beside or before the product: x blockdiag(R) for OFT, + scaling (x A^T) B^T for LoRA."""
 
-    What comes must pass `supports`; the doors are in `linear`.
+    a: Tensor  # R[n, b, b] or A[r, in]; with a slot, one axis more in front
+    b: Tensor | None = None  # B[out, r]
+    scaling: float = 1.0
+    slot: Tensor | None = None  # int32 of one element
+
+
+def decode(
+    x: Tensor,
+    packed: PackedWeight,
+    bias: Tensor | None = None,
+    chosen: Plan | None = None,
+    adapter: Adapter | None = None,
+) -> Tensor:
+    """x[M, K] bf16 -> y[M, N] in the dtype of x; M <= 64, x and bias contiguous, an adapter's tensors of x's dtype.
+
+    What comes must pass `supports` (and `supports_adapter`); the doors are in `linear` and `adapted`.
     """
     tokens, (out, width) = x.shape[0], packed.shape
     codes, scales, whole, kind = operands(packed.spec, packed.tensors)
     block_rows, group = packed.block
     chosen = chosen or plan(out, width, tokens, group)
-    padded = padded_tokens(tokens)
-    if chosen.arranged:
-        x = arrange(x, 2 if kind == "fp8" else 4)
+    padded, per = padded_tokens(tokens), 2 if kind == "fp8" else 4
+    early, overlaps = chosen.early, chosen.early
+    if adapter is not None and adapter.b is None:
+        x, adapter = turn_few(x, adapter.a, adapter.slot, per if chosen.arranged else 1), None
+        early, overlaps = not chosen.fold, True  # the rotation leaves room and time for that, however long the rows
+    elif chosen.arranged:
+        x = arrange(x, per)
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     tiles, parts = out // chosen.rows, chosen.parts
     programs = 1 if chosen.fold else parts
-    if programs == 1:
-        partial, arrivals = y, y
-    else:
-        partial = torch.empty(parts * out * padded, dtype=torch.float32, device=x.device)
-        arrivals = arrival_counters(tiles, x.device)
-    _decode[(tiles, programs)](
+    slots = programs + (adapter is not None)
+    partial, arrivals, made = y, y, y
+    if slots > 1:
+        partial = torch.empty(slots * out * padded, dtype=torch.float32, device=x.device)
+        arrivals = arrival_counters(tiles + 1, x.device)
+    grid: tuple[int, ...] = (tiles, programs)
+    rank, narrow, helpers, slotted = 0, 0, 0, False
+    if adapter is not None:
+        rank, slotted = adapter.a.shape[-2], adapter.slot is not None
+        narrow, helpers = helping(tiles, width) if x.is_cuda else (1, 1)  # the interpreter runs no two at once
+        grid = (helpers + tiles * programs,)
+        made = torch.empty(narrow * 64 * padded, dtype=torch.float32, device=x.device)
+    _decode[grid](
         x,
         codes.contiguous().view(torch.int16),
         scales.contiguous(),
@@ -239,6 +256,12 @@ def decode(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, chosen: 
         y,
         partial,
         arrivals,
+        x if adapter is None else adapter.a.contiguous(),
+        x if adapter is None or adapter.b is None else adapter.b.contiguous(),
+        made,
+        arrivals[tiles:] if adapter is not None else y,
+        x if adapter is None or adapter.slot is None else adapter.slot,
+        1.0 if adapter is None else adapter.scaling,
         tokens,
         out,
         width,
@@ -253,11 +276,22 @@ def decode(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, chosen: 
         bias is not None,
         x.is_cuda,
         chosen.arranged,
-        chosen.early,
+        early,
+        rank,
+        slotted,
+        narrow,
+        helpers,
         num_warps=chosen.warps,
-        **(_overlapping(x) if chosen.early else {}),
+        **(overlapping(x) if overlaps else {}),
     )
     return y
+
+
+def supports_adapter(x: Tensor, adapter: Adapter) -> bool:
+    """Whether `decode` takes this adapter: its dtype and device that of x, b up to 256 or rank up to 64."""
+    tensors = [adapter.a] if adapter.b is None else [adapter.a, adapter.b]
+    size = adapter.a.shape[-1] in BLOCK_SIZES if adapter.b is None else adapter.a.shape[-2] <= MAX_RANK
+    return size and all(tensor.dtype == x.dtype and tensor.device == x.device for tensor in tensors)
 
 
 def supports(packed: PackedWeight) -> bool:
