@@ -21,21 +21,9 @@ from torch import Tensor
 from orbit_core.adapters.operands import LowRank, Operand, Project, Rotation
 
 
-class Rows(Protocol):
-    """Whose rows are whose."""
-
-    @property
-    def counts(self) -> Tensor:
-        """[experts], on the device of the rows."""
-
-    @property
-    def sizes(self) -> list[int]:
-        """The same on the host; asking may wait for the device."""
-
-
 class GroupedOperand(Protocol):
-    def __call__(self, x: Tensor, rows: Rows, project: Project) -> Tensor:
-        """x[rows, in] sorted by expert -> y[rows, out] in the dtype of x."""
+    def __call__(self, x: Tensor, counts: Tensor, project: Project) -> Tensor:
+        """x[rows, in] sorted by expert, counts[experts] on its device -> y[rows, out] in the dtype of x."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +32,7 @@ class Alike:
 
     operand: Operand | None
 
-    def __call__(self, x: Tensor, rows: Rows, project: Project) -> Tensor:
+    def __call__(self, x: Tensor, counts: Tensor, project: Project) -> Tensor:
         return project(x) if self.operand is None else self.operand(x, project)
 
 
@@ -52,8 +40,8 @@ class Alike:
 class Rotations:
     R: Tensor  # [experts, in/b, b, b]
 
-    def __call__(self, x: Tensor, rows: Rows, project: Project) -> Tensor:
-        return project(torch.cat([rotate(part, R) for part, R in zip(x.split(rows.sizes), self.R, strict=True)]))
+    def __call__(self, x: Tensor, counts: Tensor, project: Project) -> Tensor:
+        return project(rotate(x, self.R, counts=counts))
 
 
 @dataclass(frozen=True)
@@ -62,9 +50,8 @@ class LowRanks:
     B: Tensor  # [experts, out, r]
     scaling: float
 
-    def __call__(self, x: Tensor, rows: Rows, project: Project) -> Tensor:
-        parts = zip(x.split(rows.sizes), self.A, self.B, strict=True)
-        return project(x) + torch.cat([lora_delta(part, A, B, self.scaling) for part, A, B in parts])
+    def __call__(self, x: Tensor, counts: Tensor, project: Project) -> Tensor:
+        return project(x) + lora_delta(x, self.A, self.B, self.scaling, counts)
 
 
 def join(operands: Sequence[Operand | None]) -> GroupedOperand | None:

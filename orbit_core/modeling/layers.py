@@ -130,7 +130,7 @@ class PackedExperts(nn.ModuleList):
     def _project(self, name: str, x: Tensor, routing: Routing) -> Tensor:
         assert self.joined is not None
         stack = self.stacks[name]
-        return self.joined[name](x, routing, lambda rows: grouped_linear(rows, routing.counts, stack))
+        return self.joined[name](x, routing.counts, lambda rows: grouped_linear(rows, routing.counts, stack))
 
 
 def swap_in(model: nn.Module) -> dict[str, PackedLinear]:

@@ -39,11 +39,6 @@ class Routing:
         """[tokens * k] of each row."""
         return self.order // len(self.rows_of)
 
-    @cached_property
-    def sizes(self) -> list[int]:
-        """`counts` on the host, which waits for the device; for what has no other way to know an expert's rows."""
-        return list(self.counts.tolist())
-
     def spread(self, states: Tensor) -> Tensor:
         return _Spread.apply(states, self)
 
