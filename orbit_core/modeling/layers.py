@@ -16,7 +16,7 @@ Together is for stacked weights, which `loading` makes on a GPU. On a CPU both w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from orbit_kernels import PackedStack, PackedWeight, dequantize, grouped_linear, linear
@@ -122,8 +122,8 @@ class PackedExperts(nn.ModuleList):
 
     def _together(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         routing = Routing.of(top_k_index, len(self))
-        x, expert = routing.spread(hidden_states), self[0]
-        inner = expert.act_fn(self._project("gate_proj", x, routing)) * self._project("up_proj", x, routing)
+        x, first = routing.spread(hidden_states), cast(Expert, self[0])
+        inner = first.act_fn(self._project("gate_proj", x, routing)) * self._project("up_proj", x, routing)
         answer = self._project("down_proj", inner, routing) * top_k_weights.flatten()[routing.order, None]
         return routing.gather(answer.to(hidden_states.dtype))
 
