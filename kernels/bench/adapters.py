@@ -2,12 +2,15 @@
 
     PYTHONPATH=kernels python kernels/bench/adapters.py [OUT.json [decode] [training] [eager]]
 
-Training is one linear, forward and backward with gradients for input and adapter. PEFT's layers sit on a BF16 linear, as PEFT runs them; ours on the same weight as INT4 (group 32), and on it dense. The
-linear without an adapter is timed too, so that "added" is the ratio of what the adapters cost. R comes from the
-parameters in every step ("overhead_given_R": it is given, as where an engine makes it once per update for all
-micro-batches). "floor" is what reading and writing the activations once each (OFT: x, xR; x, dZ, dX) must add at the
-speed of a copy. Rows "q, k, v" and "gate, up" rotate one input for several linears, at once or each for itself. Forward and backward are captured in a graph (where PEFT's layer can be, else both are eager),
-so that the host's speed does not count; "eager" rows say what it costs where it does.
+Training is one linear, forward and backward with gradients for input and adapter. PEFT's layers sit on a BF16 linear,
+as PEFT runs them; ours on the same weight as INT4 (group 32), and on it dense. The linear without an adapter is timed
+too, so that "added" is the ratio of what the adapters cost. R comes from the parameters in every step
+("overhead_given_R": it is given, as where an engine makes it once per update for all micro-batches). "floor" is what
+reading and writing the activations once each (OFT: x, xR; x, dZ, dX) must add at the speed of a copy. Rows "q, k, v"
+and "gate, up" rotate one input for several linears, at once or each for itself. Forward and backward are captured in a
+graph (where PEFT's layer can be, else both are eager), so that the host's speed does not count; "eager" rows say what
+it costs where it does. "rotation" rows are shares of the speed of a copy of a gigabyte; "copy" says what a copy of x
+alone reaches.
 """
 
 from __future__ import annotations
@@ -35,21 +38,21 @@ from orbit_kernels.fast.rotate import turn, turn_backward
 SHAPES = [(9728, 2560), (2560, 9728), (4096, 2560)]
 TOKENS = 8192
 RANK = 16
-BUDGET = 300.0  # seconds, after which no further row is begun
+BUDGET = 240.0  # seconds, after which no further row is begun
 Step = Callable[[Tensor], Tensor]
 
 
 def eager(step: Step, x: Tensor, dy: Tensor, wanted: list[Tensor]) -> float:
     """Median seconds of forward and backward, the host's part included."""
     times = []
-    for turn in range(14):
+    for lap in range(14):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
         start.record()
         torch.autograd.grad(step(x), [x, *wanted], dy)
         end.record()
         end.synchronize()
-        if turn > 3:
+        if lap > 3:
             times.append(start.elapsed_time(end) / 1e3)
     return statistics.median(times)
 
@@ -87,11 +90,11 @@ def rows_of(out: int, width: int, how: str, copy: float) -> Iterator[dict[str, A
     dense = dequantize(packed)
     plain = timed(lambda x: nn.functional.linear(x, dense), x, dy, [])
     packed_plain = timed(lambda x: linear(x, packed), x, dy, [])
-    for what in ("oft-32", "oft-128", f"lora-{RANK}", "oft-64", "oft-256"):
+    for what in ("oft-32", "oft-128", f"lora-{RANK}", "oft-64"):
         base = nn.Linear(width, out, bias=False, device="cuda", dtype=torch.bfloat16).requires_grad_(False)
         base.weight.data = dense
-        b, turns = int(what.split("-")[1]), what.startswith("oft")
-        if turns:
+        b, turning = int(what.split("-")[1]), what.startswith("oft")
+        if turning:
             config: Any = OFTConfig(
                 r=0, oft_block_size=b, target_modules=["linear"], use_cayley_neumann=True,
                 num_cayley_neumann_terms=5, module_dropout=0.0,
@@ -102,8 +105,8 @@ def rows_of(out: int, width: int, how: str, copy: float) -> Iterator[dict[str, A
         theirs = [p for p in layer.parameters() if p.requires_grad]
         mine = [p.detach().clone().requires_grad_() for p in theirs]
 
-        def ours(x: Tensor, weight: Tensor | None, mine: Any = mine, b: int = b, turns: bool = turns) -> Tensor:
-            if turns:
+        def ours(x: Tensor, weight: Tensor | None, mine: Any = mine, b: int = b, turning: bool = turning) -> Tensor:
+            if turning:
                 R = mine[0] if mine[0].dim() == 3 else oft.cayley_neumann(mine[0], b)
                 return oft_linear(x, packed, R, weight=weight)
             return lora_linear(x, packed, *mine, 1.0, weight=weight)
@@ -119,7 +122,7 @@ def rows_of(out: int, width: int, how: str, copy: float) -> Iterator[dict[str, A
             "whole": peft / light, "added": (peft - plain) / (light - plain),
             "overhead_int4": low / packed_plain - 1,
         }  # fmt: skip
-        if turns:
+        if turning:
             given = [oft.cayley_neumann(mine[0].detach(), b).requires_grad_()]
             with_R = timed(partial(ours, weight=None, mine=given), x, dy, given)
             row["overhead_given_R"] = with_R / packed_plain - 1
@@ -163,8 +166,9 @@ def rotation_rows(copy: float) -> Iterator[dict[str, Any]]:
     """The rotation by itself and v -> R, as shares of the speed of a copy, and in microseconds."""
     for width in (2560, 9728):
         x, dy = (torch.randn(TOKENS, width, device="cuda").bfloat16() for _ in range(2))
-        for b in (32, 64, 128, 256):
+        for b in (32, 64, 128):
             R = rotations(width, b)
+            itself = seconds([partial(torch.mul, x, 1.0, out=dy)] * 4)
             forward = seconds([partial(turn, x, R)] * 4)
             backward = seconds([partial(turn_backward, x, R, [dy])] * 4)
             v = (torch.randn(width // b, b * (b - 1) // 2, device="cuda") * 0.01).bfloat16()
@@ -172,7 +176,8 @@ def rotation_rows(copy: float) -> Iterator[dict[str, Any]]:
                 seconds([partial(f, *args)] * 8) for f, args in ((cayley.forward, (v, b)), (cayley.backward, (v, R, b)))
             )
             yield {
-                "op": "rotation", "in": width, "M": TOKENS, "b": b, "forward": 2 * x.nbytes / copy / forward,
+                "op": "rotation", "in": width, "M": TOKENS, "b": b,
+                "copy": 2 * x.nbytes / copy / itself, "forward": 2 * x.nbytes / copy / forward,
                 "backward": 3 * x.nbytes / copy / backward, "v_to_R_us": makes * 1e6, "dR_to_dv_us": unmakes * 1e6,
             }  # fmt: skip
 

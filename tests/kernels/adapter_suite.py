@@ -8,6 +8,7 @@ from fast_suite import DEVICE, FLOAT, GPU, decodable, error, on_gpu
 from orbit_kernels import FORMATS, dequantize, linear, lora_linear, oft, oft_linear
 from orbit_kernels.fast import cayley
 from orbit_kernels.fast.decode import Adapter, Plan, decode
+from orbit_kernels.fast.low_rank import add_low_rank
 from orbit_kernels.fast.rotate import Choice, turn, turn_backward
 
 SPEC = FORMATS["int4"]
@@ -219,3 +220,11 @@ def test_lora_on_a_packed_linear_and_its_gradients_are_no_worse_than_torch(token
 
     found = of(lambda x, A, B: lora_linear(x, packed, A, B, 0.5), FLOAT)
     no_worse(found, of(formula, FLOAT), of(formula, torch.float64))
+
+
+def test_a_low_rank_product_is_added_in_place():
+    y, t = torch.randn(70, 300, device=DEVICE).to(FLOAT), torch.randn(70, 8, device=DEVICE).to(FLOAT)
+    for B in (torch.randn(300, 8, device=DEVICE).to(FLOAT), torch.randn(8, 300, device=DEVICE).to(FLOAT).t()):
+        exact = y.double() + 0.5 * t.double() @ B.double().T
+        theirs = error(y + 0.5 * t @ B.T, exact)
+        assert error(add_low_rank(y.clone(), t, B, 0.5), exact) <= max(1.02 * theirs, 1e-6)

@@ -7,7 +7,8 @@ the weight, at 64 rows). So a kernel before rotates, 64 columns a program; the p
 weights meanwhile, and waits for its end.
 
 LoRA: t = x A^T is independent of the product, so helpers, the first programs of the grid, compute it beside: shares of
-K each, announced by a count; when all are there they multiply by B and hand in, for each tile of y, one sum more.
+K each, announced by a count; when all are there each multiplies by B for one tile of y and hands in one more sum for
+it.
 Whichever program is the last to hand in a sum of a tile adds them in order and writes it. t is rounded to the dtype of
 x, as between two torch products. The helpers that are waited for are the first to run, and wait for nothing before.
 
@@ -113,13 +114,9 @@ def clear(flag, before, last, ASM: tl.constexpr):
 
 @triton.jit
 def fetch_unit(R, column, B: tl.constexpr):
-    """Asks for what `turn_unit` reads of R."""
-    i = tl.arange(0, max(64, B))
-    if B <= 64:  # noqa: SIM108 (a branch of the compiler, not a value)
-        row = R + (column + i) * B
-    else:
-        row = R + (column // B * B + i) * B + column % B
-    fetch(row, tl.full([max(64, B)], min(64, B) * 2, tl.int32))
+    """Asks for 64 rows of R, seen as [WIDTH, B]: all units together for all of it, in few large pieces (many small ones
+    keep the copy engine longer than the reading takes)."""
+    fetch(R + (column + tl.arange(0, 4) * 16) * B, tl.full([4], 32 * B, tl.int32))
 
 
 @triton.jit
@@ -181,7 +178,7 @@ def arrive(
 def low_rank(
     x, A, B, narrowed, flag, slot, scaling, partial, arrivals, bias, y, helper, M,
     N: tl.constexpr, K: tl.constexpr, RANK: tl.constexpr, SLOT: tl.constexpr, NARROW: tl.constexpr,
-    HELPERS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, STAGES: tl.constexpr,
+    HELPERS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr,
     BIAS: tl.constexpr, ASM: tl.constexpr, PER: tl.constexpr,
 ):  # fmt: skip
     """What one helper does. PER > 1: columns of x in the order of `decode.arrange`."""
@@ -192,19 +189,18 @@ def low_rank(
     first, last = helper * SHARE, min(helper * SHARE + SHARE, K // 256)
     if ASM:
         # hints: if the slot changes meanwhile, other bytes come than are needed
-        ahead = of_slot(A, slot, K * RANK, SLOT)
         if helper < NARROW:
-            fetch(ahead + tl.minimum(r, RANK - 1) * K + first * 256, tl.broadcast_to((last - first) * 512, [64]))
-        ahead = of_slot(B, slot, N * RANK, SLOT)
-        tiles = tl.minimum(helper + tl.arange(0, 16) * HELPERS, N // ROWS - 1)
-        fetch(ahead + tiles * (ROWS * RANK), tl.full([16], ROWS * RANK * 2, tl.int32))
+            row = of_slot(A, slot, K * RANK, SLOT) + tl.minimum(tl.arange(0, PADDED), RANK - 1) * K
+            fetch(row + first * 256, tl.broadcast_to((last - first) * 512, [PADDED]))
+        of_tile = of_slot(B, slot, N * RANK, SLOT) + helper * (ROWS * RANK) + tl.arange(0, 1)
+        fetch(of_tile, tl.full([1], ROWS * RANK * 2, tl.int32))
         gdc_launch_dependents()
         gdc_wait()
     if helper < NARROW:
         A = of_slot(A, slot, K * RANK, SLOT)
         column = place % PIECES * PER + place // PIECES  # of A, for the place of x that stands there
         acc = tl.zeros([64, TOKENS], tl.float32)
-        for step in tl.range(first, last, num_stages=STAGES):
+        for step in tl.range(first, last, num_stages=1):
             columns = tl.load(x + m[:, None] * K + step * 256 + place[None, :], mask=m[:, None] < M, other=0.0)
             a = tl.load(A + r[:, None] * K + step * 256 + column[None, :], mask=r[:, None] < RANK, other=0.0)
             acc = tl.dot(a, tl.trans(columns), acc, input_precision="ieee")
@@ -219,27 +215,27 @@ def low_rank(
     for share in tl.static_range(NARROW):
         t += tl.load(narrowed + share * (64 * TOKENS) + r[:, None] * TOKENS + m[None, :], cache_modifier=".cg")
     t = t.to(x.dtype.element_ty)
-    for tile in range(helper, N // ROWS, HELPERS):
-        n = tile * ROWS + tl.arange(0, ROWS)
+    if helper < N // ROWS:
+        n = helper * ROWS + tl.arange(0, ROWS)
         b = tl.load(B + n[:, None] * RANK + r[None, :], mask=r[None, :] < RANK, other=0.0)
-        keep(partial, tl.dot(b, t, input_precision="ieee") * scaling, tile, SLOTS - 1, SLOTS)
-    tl.debug_barrier()
-    for tile in range(helper, N // ROWS, HELPERS):
-        arrive(partial, arrivals, bias, y, tile, M, N, ROWS, TOKENS, SLOTS, BIAS)
+        keep(partial, tl.dot(b, t, input_precision="ieee") * scaling, helper, SLOTS - 1, SLOTS)
+        tl.debug_barrier()
+        arrive(partial, arrivals, bias, y, helper, M, N, ROWS, TOKENS, SLOTS, BIAS)
     clear(flag, left, NARROW + HELPERS - 1, ASM)
 
 
 def helping(tiles: int, width: int) -> tuple[int, int]:
     """How many programs share K among them in LoRA's first product (that decides bits), and how many help in all."""
     steps = width // 256
-    narrow = triton.cdiv(steps, triton.cdiv(steps, 16))
-    return narrow, max(narrow, min(tiles, 40))
+    narrow = triton.cdiv(steps, triton.cdiv(steps, 20))
+    return narrow, max(narrow, tiles)
 
 
 @triton.jit(do_not_specialize=["M"])
 def _turn_few(
     x, R, y, slot, M,
-    WIDTH: tl.constexpr, B: tl.constexpr, TOKENS: tl.constexpr, PER: tl.constexpr, SLOT: tl.constexpr, GPU: tl.constexpr,
+    WIDTH: tl.constexpr, B: tl.constexpr, TOKENS: tl.constexpr, PER: tl.constexpr, SLOT: tl.constexpr,
+    GPU: tl.constexpr,
 ):  # fmt: skip
     UNIT: tl.constexpr = 64
     SIZE: tl.constexpr = WIDTH * B

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK_SIZES = (64, 128)
-_COLS = 16  # per program
+_COLS = 32  # per program
 _SCRATCH = 32 << 20  # bytes
 
 

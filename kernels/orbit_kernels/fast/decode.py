@@ -110,7 +110,7 @@ def _decode(
         if at < 0:
             low_rank(
                 x, a, b, made, flags, slot, scaling, partial, arrivals, bias, y, at + HELPERS, M,
-                N, K, RANK, SLOT, NARROW, HELPERS, TOKENS, ROWS, SLOTS, STAGES, BIAS, ASM, PER if ARRANGED else 1,
+                N, K, RANK, SLOT, NARROW, HELPERS, TOKENS, ROWS, SLOTS, BIAS, ASM, PER if ARRANGED else 1,
             )  # fmt: skip
             return
         tile, part = at % (N // ROWS), at // (N // ROWS)
@@ -226,10 +226,10 @@ def decode(
     block_rows, group = packed.block
     chosen = chosen or plan(out, width, tokens, group)
     padded, per = padded_tokens(tokens), 2 if kind == "fp8" else 4
-    early, overlaps = chosen.early, chosen.early
+    overlaps = chosen.early
     if adapter is not None and adapter.b is None:
         x, adapter = turn_few(x, adapter.a, adapter.slot, per if chosen.arranged else 1), None
-        early, overlaps = not chosen.fold, True  # the rotation leaves room and time for that, however long the rows
+        overlaps = chosen.early or chosen.fold
     elif chosen.arranged:
         x = arrange(x, per)
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
@@ -276,12 +276,13 @@ def decode(
         bias is not None,
         x.is_cuda,
         chosen.arranged,
-        early,
+        chosen.early,
         rank,
         slotted,
         narrow,
         helpers,
         num_warps=chosen.warps,
+        **({"maxnreg": 128} if rank and padded == 16 else {}),  # so that four programs lie on a multiprocessor
         **(overlapping(x) if overlaps else {}),
     )
     return y

@@ -3,9 +3,9 @@
 """OFT block rotation y = x blockdiag(R), its dX = dY blockdiag(R^T) and dR = X^T dY per block: one pass each way.
 
 A rotation reads and writes the activation and does little else: b / 2 operations per byte, far below what the tensor
-core needs to be busy for b up to 128. So a program takes 64 or 128 columns whatever b is: the blocks that lie there form
-one square matrix with zeros outside, loaded once, and tokens stream past it in full-width rows. (At b = 256 a program
-takes half the columns of a block, so that x is read twice, once from the L2 cache.)
+core needs to be busy for b up to 128. So a program takes 64 or 128 columns whatever b is: the blocks that lie there
+form one square matrix with zeros outside, loaded once, and tokens stream past it in full-width rows. (At b = 256 a
+program takes half the columns of a block, so that x is read twice, once from the L2 cache.)
 
 Which rotation a row gets: R[n, b, b] one for all; R[slots, n, b, b] the one that a number on the device names; R[E, n,
 b, b] and counts, rows sorted by expert as in `grouped_linear`; R[S, n, b, b] all of them, x read once (`slices`).
@@ -44,8 +44,15 @@ class Cut(NamedTuple):
     programs: int  # on one multiprocessor at a time
 
 
-_FORWARD = {b: Cut(64, 64, 3, 4, 6) for b in (16, 32, 64)} | {128: Cut(128, 64, 3, 4, 2), 256: Cut(128, 64, 2, 4, 1)}
-_BACKWARD = {b: Cut(64, 64, 3, 4, 3) for b in (16, 32, 64)} | {b: Cut(128, 64, 3, 8, 1) for b in (128, 256)}
+def _forward_cut(b: int) -> Cut:
+    return Cut(128, 64, 3, 4, 2) if b <= 128 else Cut(128, 64, 2, 4, 1)
+
+
+def _backward_cut(b: int, width: int, slices: int) -> Cut:
+    """Stages of 128 columns are as many as fit the shared memory."""
+    if b <= 64 and (width <= 4096 or slices > 1):
+        return Cut(64, 64, 3, 4, 3)
+    return Cut(128, 64, {1: 4, 2: 3, 3: 2}[slices], 8, 1)
 
 
 class Choice(NamedTuple):
@@ -191,7 +198,7 @@ def turn(x: Tensor, R: Tensor, choice: Choice = ALL_ROWS, sliced: bool = False, 
         return y.view(*y.shape[:-2], *x.shape)
     layers = R.shape[-4] if sliced or choice.counts is not None else 1
     y = torch.empty(layers, *x.shape, dtype=x.dtype, device=x.device) if sliced else torch.empty_like(x)
-    tokens, cut = x.numel() // width, cut or _FORWARD[b]
+    tokens, cut = x.numel() // width, cut or _forward_cut(b)
     if tokens:
         columns = triton.cdiv(width, cut.columns)
         share = min(triton.cdiv(tokens, cut.tokens), cut.programs * _MULTIPROCESSORS // (columns * layers))
@@ -223,7 +230,7 @@ def _backward(
     x, dys = x.contiguous(), [dy.contiguous() for dy in dys]
     width, b, slices = x.shape[-1], R.shape[-1], len(dys)
     layers = R.shape[-4] if choice.counts is not None else 1
-    tokens, cut = x.numel() // width, cut or _BACKWARD[b]
+    tokens, cut = x.numel() // width, cut or _backward_cut(b, width, slices)
     dx = torch.empty_like(x) if need_dx else None
     dR = torch.empty_like(R, memory_format=torch.contiguous_format) if need_dR else None
     if not tokens:
@@ -234,11 +241,10 @@ def _backward(
     parts = dR
     if dR is not None and shares > 1:
         parts = torch.empty(shares * size, dtype=torch.float32, device=x.device)
-    stages = cut.stages if slices < MAX_SLICES or b < 128 else 2
     _rotate_backward[(columns, shares, layers)](
         x, R.contiguous(), dys[0], dys[1 if slices > 1 else 0], dys[-1], x if dx is None else dx,
         x if parts is None else parts, *_chosen(x, choice), tokens, _groups(choice), width, b, cut.tokens, cut.columns,
-        stages, slices, need_dx, need_dR, choice.slot is not None, _padded(choice), num_warps=cut.warps,
+        cut.stages, slices, need_dx, need_dR, choice.slot is not None, _padded(choice), num_warps=cut.warps,
     )  # fmt: skip
     if dR is not None and parts is not dR:
         _sum_shares[(triton.cdiv(size, 1024),)](
