@@ -84,7 +84,7 @@ def rotation_rows() -> list[dict[str, Any]]:
             y = torch.empty_like(xs[0])
             copy = seconds([partial(torch.mul, x, 1.0, out=y) for x in xs])
             forward = seconds([partial(turn, x, R) for x in xs])
-            both = seconds([partial(turn_backward, x, R, d) for x, d in zip(xs, dys, strict=True)])
+            both = seconds([partial(turn_backward, x, R, [d]) for x, d in zip(xs, dys, strict=True)])
             reference = seconds([partial(by_bmm, x, R) for x in xs])
             rows.append({
                 "op": "rotate", "b": b, "in": width, "M": m, "us": forward * 1e6, "of_copy": copy / forward,

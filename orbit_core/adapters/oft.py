@@ -40,7 +40,7 @@ class OFTMethod:
     def operands(self, sites: Sequence[Site], values: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Rotation]:
         """Site name -> rotation; differentiable in the values."""
         vectors = [values[site.peft_name(SUFFIX)] for site in sites]
-        rotations = cayley_neumann(torch.cat(vectors), self.block).to(dtype).split([len(v) for v in vectors])
+        rotations = cayley_neumann(torch.cat(vectors), self.block, dtype).split([len(v) for v in vectors])
         return {site.name: Rotation(R) for site, R in zip(sites, rotations, strict=True)}
 
     def monitors(self, sites: Sequence[Site], values: Mapping[str, Tensor]) -> dict[str, float]:

@@ -83,7 +83,7 @@ class _LowRank(torch.autograd.Function):
         x, t, A, B = ctx.saved_tensors
         need_dx, _, need_dA, need_dB = ctx.needs_input_grad[:4]
         dy = grads[0].reshape(-1, grads[0].shape[-1])
-        u = _times(dy @ B, ctx.scaling) if need_dx or need_dA else None
+        u = _times(dy @ B, ctx.scaling)
         dx = dA = dB = None
         if need_dx:
             dx = add_low_rank(fast.dgrad(dy, ctx.packed, ctx.resident), u, A.t(), 1.0).view(x.shape)
