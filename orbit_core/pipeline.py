@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from orbit_core.checkpoints.architecture import refuse_uncomputed
 from orbit_core.recipe import LocalModel, PromptFile, Recipe
 from orbit_core.steps.contract import InputRef, StepSpec
 from orbit_core.store.digests import digest_path
@@ -35,7 +36,8 @@ def plan(recipe: Recipe, store: str, warm_start: InputRef | None = None) -> dict
     """Specs of all steps by name, in the order in which they run.
 
     `warm_start` names the train artifact whose adapter training starts from, in place of the recipe's directory.
-    Raises InputError when a file or directory that the recipe names does not exist.
+    Raises InputError when a file or directory that the recipe names does not exist, or no engine of it could compute
+    the model.
     """
     steps: dict[str, StepSpec] = {}
 
@@ -50,6 +52,8 @@ def plan(recipe: Recipe, store: str, warm_start: InputRef | None = None) -> dict
     named = _without_folders(recipe, warm_start)
     data = add("data", {"data": named.data, "seed": recipe.seed}, **_prompt_files(recipe))
     if isinstance(recipe.model, LocalModel):
+        if "torch" in (recipe.engines.trainer, recipe.engines.rollout):
+            refuse_uncomputed(Path(recipe.model.path))
         base = _external(recipe.model.path)
     else:
         base = add("pretrain", {"model": recipe.model, "data": named.data, "seed": recipe.seed}, data=data)

@@ -37,7 +37,7 @@ RECIPE: dict[str, Any] = {
         "pool": 300,
         "heldout": 24,
     },
-    "reward": {"kind": "python", "function": "small_run:names_a_one"},
+    "reward": {"kind": "python", "function": "peoples_rewards:names_a_one"},
     "algorithm": {
         "steps": 2,
         "prompts_per_step": 4,
@@ -50,11 +50,6 @@ RECIPE: dict[str, Any] = {
     "publication": {"merge": True},
     "engines": {"threads": 1},
 }
-
-
-def names_a_one(prompt: str, response: str, label: str) -> float:
-    """A task that a model of seven pretraining steps does now and then, so that there is something to learn."""
-    return float("1" in response)
 
 
 @dataclass

@@ -79,6 +79,16 @@ def test_a_changed_learning_rate_reuses_the_quantised_base() -> None:
     assert changed == ["train", "evaluate", "publish", "report"]
 
 
+def test_a_model_that_no_engine_of_the_recipe_computes_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "deepseek_v3"}')
+    local = {"model": {"kind": "local", "path": str(tmp_path)}}
+    recipe = Recipe.load(DEMO, local)
+    with pytest.raises(InputError, match=r"(?s)deepseek_v3.*engines\.trainer and engines\.rollout"):
+        plan(recipe, "/nowhere")
+    elsewhere = {"engines.trainer": "megatron", "engines.rollout": "sglang"}
+    assert "quantize" in plan(Recipe.load(DEMO, {**local, **elsewhere}), "/nowhere")
+
+
 def test_digests_depend_neither_on_the_store_nor_on_resources() -> None:
     one = plan(Recipe.load(DEMO), "here")
     two = plan(Recipe.load(DEMO, {"resources": {"train": {"gpus": 8}}}), "s3://there")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from orbit_core.checkpoints.latent import MODEL_TYPES, WRAPPED, Latent
 from orbit_core.errors import InputError
 
-SUPPORTED = ("qwen3", "qwen3_moe", "llama", *MODEL_TYPES)
+COMPUTED = ("qwen3", "qwen3_moe", "llama")  # by the torch engines too
+SUPPORTED = (*COMPUTED, *MODEL_TYPES)
 _LARGEST = 2**31 - 1
 _FETCH = "fetch the model's config.json again"
 _AGAIN = "convert again"
@@ -22,6 +25,20 @@ def refuse_code(config: Mapping[str, Any], source: str = "config.json") -> None:
         found = str(config["auto_map"])[:200]
         fix = "remove auto_map, if the model type is computed here without it"
         raise InputError(f"{source}: auto_map", "none: no code of a checkpoint is run", found, fix)
+
+
+def refuse_uncomputed(directory: Path) -> None:
+    """Raises InputError for a model that is quantised and converted, but that the torch engines do not compute. What
+    else may be wrong with its config.json is for the step that reads it to say."""
+    file = directory / "config.json"
+    try:
+        kind = json.loads(file.read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return
+    if kind in MODEL_TYPES:
+        expected = f"one of {', '.join(COMPUTED)}, since an engine of the recipe is torch"
+        fix = "set engines.trainer and engines.rollout to engines that compute it, or give another model"
+        raise InputError(f"{file}: model_type", expected, repr(kind), fix)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from orbit_core.checkpoints.architecture import refuse_code
+from orbit_core.checkpoints.architecture import COMPUTED, refuse_code
 from orbit_core.errors import InputError
 
-FAMILIES = {"qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe", "llama": "Llama"}
+FAMILIES = dict(zip(COMPUTED, ("Qwen3", "Qwen3Moe", "Llama"), strict=True))
 _FETCH = "fetch the model's config.json again"
 _OTHER = "give a model without it; it is not computed here"
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")  # others change with the length of the batch

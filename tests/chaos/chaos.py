@@ -3,10 +3,11 @@
     python tests/chaos/chaos.py --trials 1000 --seed 0 --out tests/chaos/trials.json [--only killed ...]
         [--boundaries] [--bad-store]
 
-The run is the demo recipe with fewer steps (`--recipe`, `--set`). Every harm of harms.py is tried equally often, its
-instants drawn from `--seed`; with `--boundaries` a run is killed once at each boundary of each write as well. A trial
-is kept if nothing but wall clock differs from the undisturbed run: adapter, metrics, trainer states, rows of all steps,
-and the names of all files that a reader could find. Prints a line per trial; exit code 1 if one was not kept.
+The run is the demo recipe with fewer steps and the judge that starts soonest (`--recipe`, `--set`). Every harm of
+harms.py is tried equally often, its instants drawn from `--seed`; with `--boundaries` a run is killed once at each
+boundary of each write as well. A trial is kept if nothing but wall clock differs from the undisturbed run: adapter,
+metrics, trainer states, rows of all steps, and the names of all files that a reader could find. Prints a line per
+trial; exit code 1 if one was not kept.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from trials import Outcome, Trial, prepare, warm_up  # noqa: E402
 
 from orbit_core.recipe import Recipe  # noqa: E402
 
-SHORT = {"algorithm.steps": 6, "algorithm.prompts_per_step": 8}
+SHORT = {"algorithm.steps": 6, "algorithm.prompts_per_step": 8, "reward.kind": "exact_match"}  # a judge soon there
 
 
 @dataclass(frozen=True)

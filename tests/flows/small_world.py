@@ -49,11 +49,6 @@ def write_prompts(file: Path, rows: range) -> Path:
     return file
 
 
-def vowels(prompt: Any, response: str, label: str) -> float:
-    """A reward that an untrained model earns now and then, and a trained one often."""
-    return float(sum(letter in "aeiou" for letter in response) >= 4)
-
-
 def recipe_of(base: Path, prompts: Path, **changes: Any) -> dict[str, Any]:
     return {
         "name": "small",
@@ -61,7 +56,7 @@ def recipe_of(base: Path, prompts: Path, **changes: Any) -> dict[str, Any]:
         "precision": {"format": "int4", "group_size": 32},
         "adapter": {"kind": "oft", "block_size": 16},
         "data": {"kind": "file", "path": str(prompts), "heldout": 16},
-        "reward": {"kind": "python", "function": "small_world:vowels"},
+        "reward": {"kind": "python", "function": "peoples_rewards:vowels"},
         "algorithm": {
             "steps": 4,
             "prompts_per_step": 4,

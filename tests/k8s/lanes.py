@@ -41,12 +41,12 @@ class Outcome:
     broken: str
 
 
-def outcomes(names: Iterable[str], times: int = 1) -> Iterator[Outcome]:
-    """Each of `names` so many times, as they end."""
+def outcomes(names: Iterable[str], times: int = 1, brief: bool = False) -> Iterator[Outcome]:
+    """Each of `names` so many times, as they end; `brief`: see World."""
     wanted = list(names)
     ended: queue.Queue[Outcome | None] = queue.Queue()
     with moto_bucket() as (url, environment), tempfile.TemporaryDirectory() as folder:
-        stage = _Stage(url, environment, Path(folder), ended.put)
+        stage = _Stage(url, environment, Path(folder), ended.put, brief)
         whole = [name for name in wanted if name in WHOLE_RUNS]  # the longest, so they begin
         shared = [*whole, *(name for name in wanted if name not in {*ALONE, *DEPLOYED})]
         alone = [name for name in wanted if name in ALONE]
@@ -81,8 +81,10 @@ def _watched(lane: Callable[..., None], names: tuple[list[str], ...], put: Calla
 class _Stage:
     """Clusters and servers, and scenarios played on them."""
 
-    def __init__(self, url: str, environment: dict[str, str], folder: Path, put: Callable[[Outcome], None]) -> None:
-        self.url, self.environment, self.folder, self.put = url, environment, folder, put
+    def __init__(
+        self, url: str, environment: dict[str, str], folder: Path, put: Callable[[Outcome], None], brief: bool
+    ) -> None:
+        self.url, self.environment, self.folder, self.put, self.brief = url, environment, folder, put, brief
 
     def alone(self, names: list[str]) -> None:
         with running_cluster() as cluster:
@@ -101,7 +103,7 @@ class _Stage:
             self._play_all(last, 1, play)
 
     def _play(self, cluster: Cluster, name: str, folder: Path, server: PrefectServer | None = None) -> None:
-        with new_world(cluster, self.url, self.environment, folder) as world:
+        with new_world(cluster, self.url, self.environment, folder, self.brief) as world:
             if name in SCENARIOS:
                 SCENARIOS[name](world)
             elif server is None:

@@ -8,11 +8,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from functools import cached_property
 from pathlib import Path
 
-from small_run import RECIPE, names_a_one
+from small_run import RECIPE
 
 from orbit_core.pipeline import plan
 from orbit_core.recipe import Recipe
@@ -20,14 +19,8 @@ from orbit_core.steps.contract import StepSpec
 from orbit_core.store import open_store
 from orbit_core.store.artifacts import ArtifactStore
 
-STEPS, SECONDS_A_SAMPLE = 12, 0.02
+STEPS = 12
 INPUTS = ("data", "pretrain", "quantize", "convert", "preflight")
-
-
-def slow_reward(prompt: str, response: str, label: str) -> float:
-    """Takes its time, so that there is a middle of the training to be disturbed in."""
-    time.sleep(SECONDS_A_SAMPLE)
-    return names_a_one(prompt, response, label)
 
 
 class Undisturbed:
@@ -73,7 +66,7 @@ class Undisturbed:
     @staticmethod
     def _plan(store: str) -> dict[str, StepSpec]:
         recipe = copy.deepcopy(RECIPE)
-        recipe["reward"] = {"kind": "python", "function": "training:slow_reward"}
+        recipe["reward"] = {"kind": "python", "function": "peoples_rewards:names_a_one_slowly"}
         recipe["algorithm"]["steps"] = STEPS
         return plan(Recipe.parse(recipe), store)
 

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from orbit_core.store.artifacts import ArtifactStore
 STEPS = ("data", "pretrain", "quantize", "convert", "preflight", "train", "evaluate", "publish", "report")
 SMALL = Resources(cpus=1, memory_gib=2, shm_gib=0, scratch_gib=1, grace_seconds=20).model_dump()
 AS_JOBS: dict[str, Any] = {"executor": "kubernetes", "resources": dict.fromkeys(STEPS, SMALL)}
+BRIEF = {"model": {"steps": 20}, "algorithm": {"steps": 4}, "evaluation": {"samples": 0}}
 RETRAIN = """
 import json, sys
 from flows.retrain import retrain
@@ -37,6 +39,7 @@ print(json.dumps({"line": outcome["line"], "promoted": outcome["promoted"]}))
 """
 
 WholeRun = Callable[[World, PrefectServer], None]
+_THE_POOL = threading.Lock()
 WHOLE_RUNS: dict[str, WholeRun] = {}
 
 
@@ -48,7 +51,9 @@ def scenario(function: WholeRun) -> WholeRun:
 @scenario
 def demo(world: World, server: PrefectServer) -> None:
     """The demo recipe, started with `prefect deployment run`: nine Jobs, held-out accuracy from below 45% to 95%."""
-    recipe, _ = deployed_demo(world, server)
+    deployed, _ = deployed_demo(world, server)
+    changes = BRIEF if world.brief else {}
+    recipe = deployed | {section: deployed.get(section, {}) | fields for section, fields in changes.items()}
     given = json.dumps({"recipe": recipe, "store": world.store})
     prefect(server, "deployment", "run", "post-train/cluster", "--params", given, "--watch")
     assert jobs_of(world) == sorted(STEPS), "one Job a step"
@@ -56,7 +61,7 @@ def demo(world: World, server: PrefectServer) -> None:
     artifact = ArtifactStore(open_store(spec.store)).find(spec.step, spec.digest)
     assert artifact is not None
     before, after = artifact.facts["accuracy_before"], artifact.facts["accuracy_after"]
-    assert before < 0.45 and after >= 0.95, (before, after)
+    assert world.brief or (before < 0.45 and after >= 0.95), (before, after)
 
 
 @scenario
@@ -74,7 +79,12 @@ def scheduled_twice(world: World, server: PrefectServer) -> None:
 
 
 def deployed_demo(world: World, server: PrefectServer) -> tuple[dict[str, Any], Worker]:
-    """Deploys post-train/cluster as k8s/README.md says; its recipe for this cluster, and a worker for it."""
+    """Deploys post-train/cluster as k8s/README.md says; its recipe for this cluster, and a worker for it.
+
+    For one world at a time: the pool has one name, and a second world's worker would take the first one's runs.
+    """
+    _THE_POOL.acquire()
+    world.closing.callback(_THE_POOL.release)
     call(server, [str(Path(sys.executable).with_name("orbit")), "k8s", "setup"])
     prefect(server, "deploy", "--prefect-file", "k8s/prefect.yaml", "--name", "cluster")
     worker = Worker(server, world, pool="orbit", more={"ORBIT_SITE": str(_site(world))})

@@ -48,6 +48,7 @@ class World:
     store: str
     folder: Path
     environment: dict[str, str]  # of S3, as the orchestrator has it
+    brief: bool = False  # whole runs of the demo learn a little in place of everything
     site_changes: dict[str, Any] = field(default_factory=dict)
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # what ends with it
 
@@ -275,12 +276,14 @@ def moto_bucket() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 @contextlib.contextmanager
-def new_world(cluster: Cluster, bucket_url: str, environment: dict[str, str], folder: Path) -> Iterator[World]:
+def new_world(
+    cluster: Cluster, bucket_url: str, environment: dict[str, str], folder: Path, brief: bool = False
+) -> Iterator[World]:
     """A namespace with Orbit's Role, service account and Secret, and a prefix of the store of its own."""
     plane = cluster.plane
     namespace = plane.new_namespace()
     plane.kubectl("create", "--validate=false", "-f", "-", input=yaml.safe_dump_all(_set_up(namespace, environment)))
-    world = World(cluster, namespace, f"{bucket_url}/{namespace}", folder, environment)
+    world = World(cluster, namespace, f"{bucket_url}/{namespace}", folder, environment, brief)
     try:
         yield world
     finally:

@@ -7,6 +7,7 @@ the model is missing: what the loop does around it is what is tested.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -133,14 +134,15 @@ def spell(tokens: Sequence[int]) -> str:
     return "".join(str(token) for token in tokens if token != STOP)
 
 
-def same_digit(prompt: str, response: str, label: str) -> float:
-    """Share of the answer that is the wanted digit."""
-    return response.count(label) / max(1, len(response))
+@functools.lru_cache
+def judge_of(settings: str) -> Judge:
+    """Its process serves loop after loop."""
+    return Judge(Reward.model_validate_json(settings))
 
 
 def bandit_loop(store: Store, run: str = "bandit", trainer=None, engines=None, algorithm=ALGORITHM, **reward) -> Loop:
     settings = Reward.model_validate(
-        {"kind": "python", "function": f"{__name__}:same_digit", "right_only": False, **reward}
+        {"kind": "python", "function": "peoples_rewards:same_digit", "right_only": False, **reward}
     )
     return Loop(
         trainer or BanditTrainer(),
@@ -148,7 +150,7 @@ def bandit_loop(store: Store, run: str = "bandit", trainer=None, engines=None, a
         PROMPTS,
         encode=lambda prompt: [int(prompt.label)],
         decode=spell,
-        judge=Judge(settings),
+        judge=judge_of(settings.model_dump_json()),
         algorithm=algorithm,
         seed=7,
         recorder=Recorder(store, run, base_digest="base"),

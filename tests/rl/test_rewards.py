@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import collections
+import functools
 import json
 import os
-import signal
-import subprocess
-import sys
-import threading
 import time
-from pathlib import Path
 
+import peoples_rewards
 import pytest
 
 from orbit_core.errors import InputError
@@ -20,13 +17,11 @@ from orbit_core.rl.rewards import Judge
 from orbit_core.rl.shaping import set_advantages, set_rewards, subtract_kl
 from orbit_core.rl.types import Completion, Prompt, Sample, SampleKey
 
-HERE = __name__
-CHAT = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "2 + 2?"}]
 
-
+@functools.lru_cache  # each has a process of its own
 def judge(kind="python", **fields) -> Judge:
     if kind == "python":
-        fields["function"] = f"{HERE}:{fields['function']}"
+        fields["function"] = f"peoples_rewards:{fields['function']}"
     return Judge(Reward.model_validate({"kind": kind, **fields}))
 
 
@@ -93,21 +88,9 @@ def test_math_verify_knows_equal_mathematics():
     assert scores(math, Prompt("m", "?", "\\frac{\\sqrt{3}}{2}", {}), "$\\sqrt{3}/2$", "$\\sqrt{2}/2$") == [1, 0]
 
 
-def gives_number(prompt, response, label):
-    return len(response) / 10
-
-
-def sees_the_chat(prompt, response, label):
-    return {"score": float(prompt == CHAT), "turns": len(prompt)}
-
-
-def sees_metadata(prompt, response, label, metadata):
-    return float(metadata["hint"] == response)
-
-
 def test_python_function_gets_prompt_response_label_and_metadata_if_it_takes_it():
     assert scores(judge(function="gives_number", right_only=False), Prompt("a", "p", "l", {}), "abc") == [0.3]
-    verdict = judge(function="sees_the_chat").judge([(Prompt("a", CHAT, None, {}), "x")])[0]
+    verdict = judge(function="sees_the_chat").judge([(Prompt("a", peoples_rewards.CHAT, None, {}), "x")])[0]
     assert verdict.right and verdict.parts == {"raw": 1.0, "turns": 2.0}
     assert scores(judge(function="sees_metadata"), Prompt("a", "p", "l", {"hint": "h"}), "h", "g") == [1, 0]
 
@@ -119,12 +102,6 @@ def test_python_function_gets_prompt_response_label_and_metadata_if_it_takes_it(
 def test_a_function_that_is_not_there_is_named(reference, found):
     with pytest.raises(InputError, match=found):
         Judge(Reward(kind="python", function=reference))
-
-
-def fails_on_digits(prompt, response, label):
-    if response.isdigit():
-        raise ZeroDivisionError("digits")
-    return {"nan": float("nan"), "text": "many", "dict": {"points": 1}}.get(response, 1.0)
 
 
 def test_a_failed_verdict_counts_as_zero_and_says_why():
@@ -143,33 +120,14 @@ def test_a_reward_that_mostly_fails_is_refused_with_the_reason():
         judge(function="fails_on_digits").judge([(prompt, answer) for answer in ("1", "2", "good")])
 
 
-def hangs_on_stuck(prompt, response, label):
-    try:
-        while response == "stuck":
-            time.sleep(0.001)
-    except Exception:  # a careless judge must not swallow the limit
-        return 1.0
-    return 1.0
-
-
 def test_a_judge_that_hangs_is_stopped_at_the_limit():
-    prompt, before = Prompt("a", "p", "l", {}), signal.getsignal(signal.SIGALRM)
+    prompt = Prompt("a", "p", "l", {})
     limited = judge(function="hangs_on_stuck", timeout_seconds=0.1)
     start = time.perf_counter()
     verdicts = limited.judge([(prompt, text) for text in ("fine", "stuck", "fine", "fine")])
     assert time.perf_counter() - start < 5
     assert [verdict.score for verdict in verdicts] == [1, 0, 1, 1]
-    assert verdicts[1].failure == "took longer than 0.1 s"
-    assert signal.getsignal(signal.SIGALRM) == before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-
-
-def comes_back_late(prompt, response, label):
-    for _ in range(3):
-        try:
-            time.sleep(9)
-        except BaseException:  # the most careless judge of all
-            continue
-    return 1.0
+    assert verdicts[1].failure == "took longer than 0.1 s (prompt a, answer 'stuck')"
 
 
 def test_a_judge_that_swallows_the_limit_is_interrupted_again_and_its_late_answer_not_taken():
@@ -180,41 +138,38 @@ def test_a_judge_that_swallows_the_limit_is_interrupted_again_and_its_late_answe
     assert time.perf_counter() - start < 5
 
 
-def never_listens(prompt, response, label):
-    while True:
-        try:
-            while True:
-                time.sleep(1)
-        except BaseException:
-            continue
+def test_what_no_signal_interrupts_costs_one_answer_and_shows_the_line(monkeypatch, capfd):
+    monkeypatch.setattr("orbit_core.rl.judge_process.GRACE", 0.5)
+    prompt, limited = Prompt("a", "p", "l", {}), judge(function="computes_in_c", timeout_seconds=0.5)
+    verdicts = limited.judge([(prompt, text) for text in ("x", "for ever", "y")])
+    assert [verdict.score for verdict in verdicts] == [1, 0, 1]
+    assert "took longer than 0.5 s and had to be killed" in verdicts[1].failure
+    assert "in computes_in_c" in capfd.readouterr().err
 
 
-def test_what_no_signal_interrupts_ends_the_process_and_shows_the_line(tmp_path):
-    code = (
-        "from orbit_core.rl import rewards; from orbit_core.rl.types import Prompt; import test_rewards\n"
-        "rewards.LAST_RESORT = 0.3\n"
-        "test_rewards.judge(function='never_listens', timeout_seconds=0.1).judge([(Prompt('a', 'p', 'l', {}), 'x')])\n"
-    )
-    paths = [str(Path(__file__).parent), *sys.path]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
-    assert ran.returncode == 1 and "in never_listens" in ran.stderr and "Timeout" in ran.stderr
-
-
-def sleeps(prompt, response, label):
-    time.sleep(float(response))
-    return 1.0
-
-
-def test_off_the_main_thread_an_overrun_is_found_when_the_judge_returns():
-    verdicts: list = []
-    limited = judge(function="sleeps", timeout_seconds=0.05)
+def test_a_judge_that_takes_its_process_along_costs_one_answer():
     prompt = Prompt("a", "p", "l", {})
-    work = lambda: verdicts.extend(limited.judge([(prompt, "0"), (prompt, "0.1")]))  # noqa: E731
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert [verdict.score for verdict in verdicts] == [1, 0]
+    verdicts = judge(function="crashes").judge([(prompt, text) for text in ("x", "crash", "y")])
+    assert [verdict.score for verdict in verdicts] == [1, 0, 1]
+    assert "took its process along, twice: SIGSEGV" in verdicts[1].failure
+
+
+def test_a_process_that_was_ended_from_outside_costs_nothing(tmp_path):
+    prompt = Prompt("a", "p", "l", {"mark": str(tmp_path / "mark")})
+    assert scores(judge(function="ended_once_from_outside"), prompt, "x") == [1]
+
+
+def test_what_a_judge_prints_is_shown_and_confuses_nobody(capfd):
+    assert scores(judge(function="prints"), Prompt("a", "p", "l", {}), "x", "y") == [1, 1]
+    assert capfd.readouterr().err.count("a judge thinks aloud") == 2
+
+
+def test_with_the_judge_ends_its_process():
+    kept = Judge(Reward(kind="exact_match"))
+    pid = kept._process._process.pid
+    del kept
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def samples_of(rewards: list[float], finish="stop", size=4) -> list[Sample]:
@@ -227,10 +182,6 @@ def samples_of(rewards: list[float], finish="stop", size=4) -> list[Sample]:
         )
         for key, reward in zip(keys, rewards, strict=True)
     ]
-
-
-def says_its_score(prompt, response, label):
-    return float(response)
 
 
 def shaped(rewards, algorithm, shuffle=None, **kinds) -> list[Sample]:
@@ -270,6 +221,3 @@ def test_advantages_are_within_groups():
     assert [sample.advantage for sample in samples[4:8]] == [0.0] * 4
     for group in (samples[:4], samples[8:]):
         assert sum(sample.advantage for sample in group) == pytest.approx(0)
-
-
-sys.path.insert(0, str(Path(__file__).parent))  # so that `module:function` finds this file under its own name

@@ -54,8 +54,9 @@ def quantize(weight: Tensor, spec: FormatSpec) -> PackedWeight:
     """
     require(weight.dim() == 2, "weight to quantize", "two dimensions (out, in)", tuple(weight.shape))
     require(weight.is_floating_point(), "weight to quantize", "a float dtype", weight.dtype)
-    wide = weight.detach().float()
-    require(is_finite(wide), "weight to quantize", "finite numbers in float32", "NaN or infinity")
+    wide = weight.detach().to(torch.float32, copy=True)
+    narrow = weight if weight.itemsize < wide.itemsize else wide  # half the bytes to look at
+    require(is_finite(narrow), "weight to quantize", "finite numbers in float32", "NaN or infinity")
     return implementation(spec).quantize(wide, spec)
 
 

@@ -143,7 +143,7 @@ class Format(ABC):
 
     @abstractmethod
     def quantize(self, weight: Tensor, spec: FormatSpec) -> PackedWeight:
-        """float32 weight[out, in] -> packed, round to nearest."""
+        """float32 weight[out, in], which may be overwritten -> packed, round to nearest."""
 
     @abstractmethod
     def dequantize(self, packed: PackedWeight, dtype: torch.dtype) -> Tensor:

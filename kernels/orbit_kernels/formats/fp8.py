@@ -82,7 +82,10 @@ class Fp8(Format):
         amax = blocks.abs().amax(dim=3).amax(dim=1)
         scale = divide(amax, E4M3_MAX)
         scale = scale.masked_fill(scale == 0, 1.0)
-        codes = (blocks / scale[:, None, :, None]).clamp_(-E4M3_MAX, E4M3_MAX).to(E4M3)
+        values = blocks.div_(scale[:, None, :, None])
+        if bool((scale < torch.finfo(torch.float32).tiny).any()):  # else no quotient is more than a rounding above 448
+            values.clamp_(-E4M3_MAX, E4M3_MAX)
+        codes = values.to(E4M3)
         codes = codes.view(grid[0] * rows, grid[1] * cols)[:out, :width].contiguous()
         tensors = {"weight": codes, "weight_scale_inv": scale}
         return PackedWeight(spec, (out, width), tensors)

@@ -88,8 +88,8 @@ class Int4(Format):
         groups = weight.unflatten(1, (-1, spec.group_size))
         scale = divide(groups.abs().amax(dim=2), _HALF_RANGE).to(torch.bfloat16)
         scale = scale.masked_fill(scale == 0, _ZERO_GROUP_SCALE)
-        codes = (groups / scale.float().unsqueeze(2)).clamp(-8, 7).round_().flatten(1)
-        octets = pack_nibbles((codes + 8).to(torch.uint8))
+        codes = groups.div_(scale.float().unsqueeze(2)).clamp_(-8, 7).round_().add_(8).flatten(1)
+        octets = pack_nibbles(codes.to(torch.uint8))
         tensors = {
             "weight_packed": octets.contiguous().view(torch.int32),
             "weight_scale": scale,

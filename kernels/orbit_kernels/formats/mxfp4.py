@@ -66,7 +66,7 @@ class Mxfp4(Format):
         bits = groups.abs().amax(dim=2).view(torch.int32)
         exponent = (bits + _QUARTER_OF_MANTISSA) >> 23
         scale = (exponent - _E2M1_MAX_EXPONENT).clamp_(0, _LARGEST_FINITE).to(torch.uint8)
-        codes = encode_e2m1((groups / power_of_two(scale, torch.float32).unsqueeze(2)).flatten(1))
+        codes = encode_e2m1(groups.div_(power_of_two(scale, torch.float32).unsqueeze(2)).flatten(1))
         return PackedWeight(spec, (out, width), {"weight_packed": pack_nibbles(codes), "weight_scale": scale})
 
     def dequantize(self, packed: PackedWeight, dtype: torch.dtype) -> Tensor:

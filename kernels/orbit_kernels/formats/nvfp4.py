@@ -75,7 +75,7 @@ class Nvfp4(Format):
         whole = (largest.reciprocal() * (E4M3_MAX * E2M1_MAX)).nan_to_num(posinf=1.0).reshape(1)
         scale = (whole * divide(amax, E2M1_MAX)).clamp_(max=E4M3_MAX).to(E4M3)
         scale = torch.where(scale.float() == 0, _ZERO_GROUP_SCALE, scale.float()).to(E4M3)
-        codes = encode_e2m1((groups / (scale.float() / whole).unsqueeze(2)).flatten(1))
+        codes = encode_e2m1(groups.div_((scale.float() / whole).unsqueeze(2)).flatten(1))
         tensors = {"weight_packed": pack_nibbles(codes), "weight_scale": scale, "weight_global_scale": whole}
         return PackedWeight(spec, (out, width), tensors)
 
