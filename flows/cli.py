@@ -30,6 +30,7 @@ def demo(
     precision: Annotated[str | None, typer.Option(help="int4, fp8, nvfp4, mxfp4 or bf16")] = None,
     adapter: Annotated[str | None, typer.Option(help="oft or lora")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU computes in bfloat16")] = None,
     store: StoreOption = ".orbit",
     set_: SetOption = [],  # noqa: B006  typer reads the default and passes a fresh list
     json: JsonOption = False,
@@ -41,7 +42,7 @@ def demo(
     from flows.running import run_flow, short_errors, show_outcome
 
     with short_errors():
-        recipe = demo_recipe(precision, adapter, seed, set_)
+        recipe = demo_recipe(precision, adapter, seed, device, set_)
         show_outcome(run_flow(recipe, store, quiet, verbose), json)
 
 

@@ -50,8 +50,13 @@ def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
     return Recipe.load(path, parse_set(assignments))
 
 
-def demo_recipe(precision: str | None, adapter: str | None, seed: int | None, assignments: Sequence[str]) -> Recipe:
-    """The demo's recipe with the options of `orbit demo` applied; `--set` wins over them."""
+def demo_recipe(
+    precision: str | None, adapter: str | None, seed: int | None, device: str | None, assignments: Sequence[str]
+) -> Recipe:
+    """The demo's recipe with the options of `orbit demo` applied; `--set` wins over them.
+
+    On a GPU both engines compute in bfloat16, which is what the fast paths of the kernels take.
+    """
     overrides: dict[str, Any] = {}
     if precision is not None:
         overrides["precision"] = {"format": precision}
@@ -61,4 +66,8 @@ def demo_recipe(precision: str | None, adapter: str | None, seed: int | None, as
         overrides["adapter.kind"] = adapter
     if seed is not None:
         overrides["seed"] = seed
+    if device is not None:
+        overrides["engines.device"] = device
+        if device.startswith("cuda"):
+            overrides["engines.compute_dtype"] = "bfloat16"
     return Recipe.load(RECIPES / "demo.yaml", overrides | parse_set(assignments))

@@ -47,10 +47,10 @@ CHOICES = {
 
 
 def stack_of(out: int, width: int, group: int, experts: int) -> PackedStack:
-    together = random_packed(FormatSpec("int4", group), experts * out, width).tensors
+    rows = random_packed(FormatSpec("int4", group), experts * out, width).tensors
     tensors = {
-        "weight_packed": together["weight_packed"].view(experts, out, -1),
-        "weight_scale": together["weight_scale"].view(experts, out, -1),
+        "weight_packed": rows["weight_packed"].view(experts, out, -1),
+        "weight_scale": rows["weight_scale"].view(experts, out, -1),
         "weight_shape": torch.tensor([out, width]).repeat(experts, 1),
     }
     return PackedStack(FormatSpec("int4", group), (out, width), tensors, (1, group), experts)

@@ -3,19 +3,28 @@
     y = operand(x, project),  project(x) = x dequantize(W)^T + bias
 
 Experts of transformers are fused three-dimensional parameters; here each expert has its own three packed linears under
-the names of the checkpoint, so that an adapter sits in an expert exactly as it sits anywhere else.
+the names of the checkpoint, so that an adapter sits in an expert exactly as it sits anywhere else. They are computed in
+one of two ways:
+
+    one by one   a loop over the experts that got tokens, which the host has to know; the readable reference
+    together     rows sorted by expert, and one grouped product per projection, adapters included, for all experts,
+                 whose weights lie in one stack
+
+Together is for stacked weights, which `loading` makes on a GPU. On a CPU both ways give the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
-from orbit_kernels import PackedWeight, dequantize, linear
+from orbit_kernels import PackedStack, PackedWeight, dequantize, grouped_linear, linear
 from torch import Tensor, nn
 
+from orbit_core.adapters.grouped import GroupedOperand, join
 from orbit_core.adapters.operands import Operand
+from orbit_core.modeling.routing import Routing
 
 
 class PackedLinear(nn.Module):
@@ -60,24 +69,68 @@ class Expert(nn.Module):
 
 
 class PackedExperts(nn.ModuleList):
-    """In place of transformers' fused experts, with their signature: only experts that got tokens are computed."""
+    """In place of transformers' fused experts, with their signature."""
 
     def __init__(self, fused: Any) -> None:
         expert = (fused.hidden_dim, fused.intermediate_dim, fused.act_fn)
         super().__init__([Expert(*expert) for _ in range(fused.num_experts)])
+        self.stacks: dict[str, PackedStack] = {}  # by projection
+        self.apart = False  # a weight is of another kind than its neighbours'
+        self.joined: Mapping[str, GroupedOperand] | None = None  # None: adapters that only one expert at a time applies
+
+    def place(self, index: int, projection: str, packed: PackedWeight, device: torch.device) -> PackedWeight:
+        """Copy the weight of one expert's projection to its place in a stack on `device`: the only copy there.
+
+        A weight of another kind stays by itself, and then these experts are computed one by one.
+        """
+        stack = self.stacks.get(projection)
+        if stack is None:
+            stack = self.stacks[projection] = PackedStack.empty(packed, len(self), device)
+        if not stack.takes(packed):
+            self.apart = True
+            return packed.to(device)
+        return stack.put(index, packed)
+
+    @property
+    def together(self) -> bool:
+        return bool(self.stacks) and not self.apart and self.joined is not None
+
+    def adapt(self) -> None:
+        """Take over the operands of the linears; once per adapter, not per forward pass."""
+        names = ("gate_proj", "up_proj", "down_proj")
+        joined = {name: join([getattr(expert, name).operand for expert in self]) for name in names}
+        whole = {name: operand for name, operand in joined.items() if operand is not None}
+        self.joined = whole if len(whole) == len(names) else None
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """hidden_states[tokens, hidden], top_k_index and top_k_weights[tokens, k] -> [tokens, hidden].
 
-        Experts are added in rising order; a token chooses an expert at most once, so no two additions collide and the
-        result is the same on every run.
+        A token chooses an expert at most once, and its experts' answers are added in rising order of expert: the
+        result is the same in every run.
         """
+        if self.together:
+            return self._together(hidden_states, top_k_index, top_k_weights)
+        return self._one_by_one(hidden_states, top_k_index, top_k_weights)
+
+    def _one_by_one(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         out = torch.zeros_like(hidden_states)
         for index in torch.unique(top_k_index).tolist():
             token, choice = torch.where(top_k_index == index)
             answer = self[index](hidden_states[token]) * top_k_weights[token, choice, None]
             out = out.index_add(0, token, answer.to(out.dtype))
         return out
+
+    def _together(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        routing = Routing.of(top_k_index, len(self))
+        x, first = routing.spread(hidden_states), cast(Expert, self[0])
+        inner = first.act_fn(self._project("gate_proj", x, routing)) * self._project("up_proj", x, routing)
+        answer = self._project("down_proj", inner, routing) * top_k_weights.flatten()[routing.order, None]
+        return routing.gather(answer.to(hidden_states.dtype))
+
+    def _project(self, name: str, x: Tensor, routing: Routing) -> Tensor:
+        assert self.joined is not None
+        stack = self.stacks[name]
+        return self.joined[name](x, routing.counts, lambda rows: grouped_linear(rows, routing.counts, stack))
 
 
 def swap_in(model: nn.Module) -> dict[str, PackedLinear]:

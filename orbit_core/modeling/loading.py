@@ -6,7 +6,7 @@ rollout engine, the Megatron checkpoint for the trainer. Every tensor must find 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from orbit_core.errors import InputError
 from orbit_core.modeling.families import build_skeleton, fresh_rotary
-from orbit_core.modeling.layers import PackedLinear, swap_in
+from orbit_core.modeling.layers import PackedExperts, PackedLinear, swap_in
 from orbit_core.modeling.model import PackedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -33,32 +33,61 @@ class WeightSource(Protocol):
 
 
 def load_model(
-    source: WeightSource, config: Mapping[str, Any], compute_dtype: str, device: str, resident_mib: int = 0
+    source: WeightSource,
+    config: Mapping[str, Any],
+    compute_dtype: str,
+    device: str,
+    resident_mib: int = 0,
+    stack_experts: bool | None = None,
 ) -> PackedModel:
     """A frozen model that computes in `compute_dtype` ("float32" or "bfloat16") on `device`.
 
     `config` is the contents of config.json.
     Dequantised weights are kept while they fit into `resident_mib`, from the first layer on; that changes no result.
+    Experts are stacked, and then computed together, where grouped products have a fast path (bfloat16 on a GPU), or as
+    `stack_experts` says.
     Raises InputError naming missing and unexpected tensors, and shapes that differ from the configuration.
     """
-    where, dtype = torch.device(device), DTYPES[compute_dtype]
+    where, dtype = _settled(device), DTYPES[compute_dtype]
     skeleton: Any = build_skeleton(config)
     linears = swap_in(skeleton)
     tied = bool(skeleton.config.tie_word_embeddings)
-    stored = _Filler(skeleton, linears, where, dtype, tied).fill(source)
+    if stack_experts is None:
+        stack_experts = where.type == "cuda" and dtype == torch.bfloat16
+    filler = _Filler(skeleton, linears, where, dtype, tied, stack_experts)
+    stored = filler.fill(source)
     fresh_rotary(skeleton, where)
     if tied:
         skeleton.lm_head.weight = skeleton.model.embed_tokens.weight
-    _keep_resident(linears, dtype, resident_mib * 2**20)
+    _keep_resident(filler.alone(), dtype, resident_mib * 2**20)
     return PackedModel(skeleton, linears, stored, where, dtype)
 
 
-def _keep_resident(linears: Mapping[str, PackedLinear], dtype: torch.dtype, budget: int) -> None:
-    for module in linears.values():
+def _settled(device: str) -> torch.device:
+    """The device; a GPU becomes the current one, which is where kernels are launched.
+
+    Raises InputError when torch sees no such GPU.
+    """
+    where = torch.device(device)
+    if where.type == "cuda":
+        index, count = where.index or 0, torch.cuda.device_count()
+        if index >= count:
+            fix = "set engines.device to cpu, or run where torch sees the GPU"
+            raise InputError(f"engines.device {device}", "a GPU that torch can use", f"{count} of them", fix)
+        torch.cuda.set_device(index)
+    return where
+
+
+def _keep_resident(linears: Iterable[PackedLinear], dtype: torch.dtype, budget: int) -> None:
+    for module in linears:
         cost = module.in_features * module.out_features * dtype.itemsize
         if cost > budget:
             return
         budget -= module.keep_resident(dtype)
+
+
+def _expert_banks(model: nn.Module) -> Iterator[tuple[str, PackedExperts]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, PackedExperts))
 
 
 class _Filler:
@@ -69,8 +98,10 @@ class _Filler:
         device: torch.device,
         dtype: torch.dtype,
         tied: bool,
+        stack_experts: bool,
     ) -> None:
         self.model, self.linears, self.device, self.dtype, self.tied = model, linears, device, dtype, tied
+        self.banks = dict(_expert_banks(model)) if stack_experts else {}
         self.parameters = dict(model.named_parameters())
         self.stored: dict[str, torch.dtype] = {}  # plain tensor -> dtype on disk
         self.unexpected: list[str] = []
@@ -110,7 +141,26 @@ class _Filler:
             raise InputError(
                 f"{name}.weight", f"shape {expected} by config.json", str(packed.shape), "fetch the model again"
             )
-        module.packed = packed.to(self.device)
+        module.packed = self._held(name, packed)
+
+    def _held(self, name: str, packed: PackedWeight) -> PackedWeight:
+        """The weight on the device: in its place in a stack, if it is an expert's and those are stacked."""
+        expert, _, projection = name.rpartition(".")
+        bank, _, index = expert.rpartition(".")
+        if bank in self.banks:
+            return self.banks[bank].place(int(index), projection, packed, self.device)
+        return packed.to(self.device)
+
+    def alone(self) -> list[PackedLinear]:
+        """The linears that are computed one at a time."""
+        together = {
+            id(module)
+            for bank in self.banks.values()
+            if not bank.apart
+            for module in bank.modules()
+            if isinstance(module, PackedLinear)
+        }
+        return [module for module in self.linears.values() if id(module) not in together]
 
     def _pack_head(self) -> None:
         """The head is an ordinary linear unless the checkpoint quantised it."""

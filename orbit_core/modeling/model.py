@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from orbit_core.adapters.operands import Operand
 from orbit_core.modeling.cache import KeyValueCache
-from orbit_core.modeling.layers import PackedLinear
+from orbit_core.modeling.layers import PackedExperts, PackedLinear
 
 
 class PackedModel:
@@ -30,6 +30,8 @@ class PackedModel:
         self.module, self.linears, self.stored = module, linears, stored
         self.device, self.dtype = device, dtype
         self._operands: Mapping[str, Operand] | None = None
+        self._stacked = [each for each in module.modules() if isinstance(each, PackedExperts) and each.stacks]
+        self._adapt()
 
     @property
     def config(self) -> Any:
@@ -56,6 +58,11 @@ class PackedModel:
         for name, linear in self.linears.items():
             linear.operand = None if operands is None else operands.get(name)
         self._operands = operands
+        self._adapt()
+
+    def _adapt(self) -> None:
+        for experts in self._stacked:
+            experts.adapt()
 
     def hidden(
         self,

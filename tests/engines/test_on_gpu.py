@@ -29,7 +29,12 @@ SAMPLING = Sampling(max_new_tokens=8)
 @pytest.mark.parametrize("adapter", [OFT(), LoRA()], ids=lambda a: a.kind)
 @pytest.mark.parametrize("fmt", tiny.FORMATS)
 def test_the_gate_passes(fmt: str, adapter: OFT | LoRA, dtype: Any, tmp_path: Path) -> None:
-    prepared = tiny.prepare(tiny.reference(), fmt, tmp_path)
+    report, _, _ = examined(tiny.prepare(tiny.reference(), fmt, tmp_path), adapter, dtype)
+    assert report["ok"], report["reasons"]
+
+
+def examined(prepared: tiny.Prepared, adapter: OFT | LoRA, dtype: Any) -> tuple[dict[str, Any], Any, Any]:
+    """The gate's report, and the engines."""
     engines = Engines(threads=1, device="cuda", compute_dtype=dtype)
     trainer = load_trainer(engines, prepared.converted, prepared.quantized, adapter, seed=0)
     rollout = load_rollout_engine(engines, prepared.quantized, adapter)
@@ -45,7 +50,48 @@ def test_the_gate_passes(fmt: str, adapter: OFT | LoRA, dtype: Any, tmp_path: Pa
         Thresholds.of(Preflight(), dtype),
         seed=0,
     )
+    return report, trainer, rollout
+
+
+def wide_moe() -> torch.nn.Module:
+    """Experts of sizes that grouped products take, more of them than a few tokens choose."""
+    sizes = {"hidden_size": 256, "moe_intermediate_size": 128, "num_experts": 12, "num_experts_per_tok": 3}
+    return tiny.reference("qwen3_moe", **sizes)
+
+
+@pytest.mark.parametrize("adapter", [OFT(), OFT(share_experts=True), LoRA()], ids=["oft", "oft-shared", "lora"])
+@pytest.mark.parametrize("fmt", ["int4", "nvfp4", "bf16"])
+def test_the_gate_passes_with_experts_computed_together(
+    fmt: str, adapter: OFT | LoRA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orbit_kernels import fast
+
+    calls, product = [], fast.grouped_product
+    monkeypatch.setattr(fast, "grouped_product", lambda *given: calls.append(given[3]) or product(*given))
+    prepared = tiny.prepare(wide_moe(), fmt, tmp_path)
+    report, trainer, _ = examined(prepared, adapter, "bfloat16")
     assert report["ok"], report["reasons"]
+    assert all(bank.together for bank in trainer.model._stacked) and len(trainer.model._stacked) == 2
+    assert bool(calls) == (fmt != "bf16")  # of dense experts there is no grouped product
+
+
+@pytest.mark.parametrize("adapter", [OFT(), LoRA()], ids=lambda a: a.kind)
+def test_experts_together_train_as_one_by_one(adapter: OFT | LoRA, tmp_path: Path) -> None:
+    """Losses and gradients of one batch, both in bfloat16: equal up to its rounding."""
+    prepared = tiny.prepare(wide_moe(), "int4", tmp_path)
+    engines = Engines(threads=1, device="cuda", compute_dtype="bfloat16")
+    rollout = load_rollout_engine(engines, prepared.quantized, adapter)
+    requests = [Request(prompt, SampleKey(0, 0, i, s)) for i, prompt in enumerate(PROMPTS) for s in range(4)]
+    completions = rollout.generate(requests, SAMPLING)
+    grads = []
+    for together in (True, False):
+        trainer = load_trainer(engines, prepared.converted, prepared.quantized, adapter, seed=0)
+        trainer.load_adapter(random_adapter(trainer.export_adapter(), seed=1))
+        for bank in trainer.model._stacked:
+            bank.apart = not together
+        trainer._accumulate(_samples(requests, completions, trainer), Algorithm(steps=10))
+        grads.append(torch.cat([master.grad.flatten() for master in trainer._masters.values()]))
+    assert float((grads[0] - grads[1]).norm() / grads[1].norm()) < 0.05
 
 
 def test_log_probs_are_those_of_the_cpu(tmp_path: Path) -> None:
@@ -58,9 +104,10 @@ def test_log_probs_are_those_of_the_cpu(tmp_path: Path) -> None:
     assert (sides[0] - sides[1]).abs().mean() < 1e-5
 
 
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_repeated_step_is_bit_identical(dtype: Any, tmp_path: Path) -> None:
-    prepared = tiny.prepare(tiny.reference(), "int4", tmp_path)
+def test_a_repeated_step_is_bit_identical(dtype: Any, family: str, tmp_path: Path) -> None:
+    prepared = tiny.prepare(tiny.reference() if family == "qwen3" else wide_moe(), "int4", tmp_path)
     engines = Engines(threads=1, device="cuda", compute_dtype=dtype)
     states = []
     for _ in range(2):

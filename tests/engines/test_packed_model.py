@@ -95,6 +95,13 @@ def test_missing_and_unexpected_tensors_are_named() -> None:
         assert name in str(refused.value)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() > 7, reason="needs a machine without that many GPUs")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    source = tiny.quantized(tiny.reference())
+    with pytest.raises(InputError, match=r"engines\.device cuda:7"):
+        load_model(source, source.config, "bfloat16", "cuda:7")
+
+
 def test_a_shape_that_contradicts_the_config_is_refused() -> None:
     source = tiny.quantized(tiny.reference(), "bf16")
     for name, what in (("model.norm.weight", source.plain_tensors), ("model.layers.0.mlp.up_proj", None)):

@@ -113,13 +113,25 @@ def test_mistakes_end_with_42_and_a_short_text(arguments: tuple[str, ...], expec
 
 def test_overrides_are_yaml_and_win_over_the_demos_options() -> None:
     assert parse_set(["a.b=3", "c=[1, 2]", "d=null", "e=x=y"]) == {"a.b": 3, "c": [1, 2], "d": None, "e": "x=y"}
-    recipe = demo_recipe("nvfp4", "lora", 5, ["algorithm.optimizer.learning_rate=1e-2"])
+    recipe = demo_recipe("nvfp4", "lora", 5, None, ["algorithm.optimizer.learning_rate=1e-2"])
     assert (recipe.precision.format, recipe.precision.group, recipe.seed) == ("nvfp4", 16, 5)
     assert recipe.adapter == LoRA(rank=8, alpha=16) and recipe.algorithm.optimizer.learning_rate == 1e-2
-    assert demo_recipe(None, "lora", None, []).algorithm.optimizer.learning_rate == 3e-3
-    assert demo_recipe(None, None, None, []) == load_recipe("demo")
+    assert demo_recipe(None, "lora", None, None, []).algorithm.optimizer.learning_rate == 3e-3
+    assert demo_recipe(None, None, None, None, []) == load_recipe("demo")
     with pytest.raises(InputError):
         load_recipe("no-such-recipe")
+
+
+def test_the_demo_on_a_gpu_differs_in_its_engines_alone() -> None:
+    from orbit_core.pipeline import plan
+
+    there, here = (demo_recipe(None, None, None, device, []) for device in ("cuda", None))
+    assert (there.engines.device, there.engines.compute_dtype) == ("cuda", "bfloat16")
+    assert there.model_copy(update={"engines": here.engines}) == here
+    assert demo_recipe(None, None, None, "cpu", []) == here
+    assert demo_recipe(None, None, None, "cuda", ["engines.compute_dtype=float32"]).engines.compute_dtype == "float32"
+    same = {name for name, spec in plan(there, "s").items() if spec.digest == plan(here, "s")[name].digest}
+    assert same == {"data", "pretrain", "quantize", "convert"}  # one base for both
 
 
 def test_plain_progress_is_a_few_lines() -> None:

@@ -40,6 +40,19 @@ def test_a_stack_hands_out_the_weights_it_was_made_of_without_copying(name):
         stack[3]
 
 
+def test_a_stack_is_filled_weight_by_weight_in_any_order():
+    weights = [quantize(torch.randn(16, 32), FORMATS["int4"]) for _ in range(3)]
+    stack = PackedStack.empty(weights[0], 3, torch.device("cpu"))
+    for index in (2, 0, 1):
+        put = stack.put(index, weights[index])
+        assert all(torch.equal(put.tensors[key], tensor) for key, tensor in weights[index].tensors.items())
+    assert all(torch.equal(t, PackedStack.of(weights).tensors[key]) for key, t in stack.tensors.items())
+    other = quantize(torch.randn(16, 64), FORMATS["int4"])
+    assert not stack.takes(other)
+    with pytest.raises(FormatError, match="weight 1 of a stack"):
+        stack.put(1, other)
+
+
 def test_weights_of_different_kinds_do_not_stack():
     with pytest.raises(FormatError, match="weight 1 of a stack"):
         PackedStack.of([quantize(torch.randn(16, 32), FORMATS[name]) for name in ("int4", "mxfp4")])

@@ -38,3 +38,38 @@ def test_shapes_that_do_not_chain_are_named():
         x, A, B = (torch.zeros(shape) for shape in shapes)
         with pytest.raises(ValueError, match=r"expected x\[\.\.\., in\], A\[r, in\], B\[out, r\]; found x \(2, 1"):
             lora_delta(x, A, B, 1.0)
+
+
+def by_expert(device: str, dtype: torch.dtype, counts: list[int]) -> list[list[torch.Tensor]]:
+    """Result and gradients for x, A and B: by `counts`, and by one call for each expert."""
+    x, A, B = (
+        torch.randn(shape, device=device).to(dtype).requires_grad_()
+        for shape in ((sum(counts), 64), (len(counts), 8, 64), (len(counts), 32, 8))
+    )
+    parts = [lora_delta(part, A[e], B[e], 2.0) for e, part in enumerate(x.split(counts))]
+    results = lora_delta(x, A, B, 2.0, torch.tensor(counts, device=device)), torch.cat(parts)
+    dy = torch.randn_like(results[0])
+    return [[y, *torch.autograd.grad(y, (x, A, B), dy)] for y in results]
+
+
+@pytest.mark.parametrize("counts", [[3, 0, 5, 1], [7]])
+def test_rows_of_experts_go_through_their_own_pair(counts):
+    for found, expected in zip(*by_expert("cpu", torch.float32, counts), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("counts", [[3, 0, 5, 1], [0, 200, 0, 0, 64, 1000, 0], [700]])
+def test_grouped_products_on_a_gpu_are_those_of_each_expert_also_where_it_has_no_rows(counts):
+    junk = [torch.full((1 << 20,), float("nan"), device="cuda") for _ in range(4)]
+    del junk  # what is not written would be NaN
+    for found, expected in zip(*by_expert("cuda", torch.bfloat16, counts), strict=True):
+        torch.testing.assert_close(found.float(), expected.float(), atol=0.1, rtol=0.02)
+
+
+def test_counts_ask_for_a_pair_of_each_expert():
+    with pytest.raises(ValueError, match=r"A\[E, r, in\]"):
+        lora_delta(torch.zeros(2, 16), torch.zeros(4, 16), torch.zeros(8, 4), 1.0, torch.tensor([2]))
+    with pytest.raises(ValueError, match="counts"):
+        lora_delta(torch.zeros(2, 16), torch.zeros(1, 4, 16), torch.zeros(1, 8, 4), 1.0, torch.tensor([3]))
