@@ -18,7 +18,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ BUDGET = 240.0  # seconds, after which no further row is begun
 Step = Callable[[Tensor], Tensor]
 
 
-def eager(step: Step, x: Tensor, dy: Tensor, wanted: list[Tensor]) -> float:
+def eager(step: Step, x: Tensor, dy: Tensor, wanted: Sequence[Tensor]) -> float:
     """Median seconds of forward and backward, the host's part included."""
     times = []
     for lap in range(14):
@@ -57,7 +57,7 @@ def eager(step: Step, x: Tensor, dy: Tensor, wanted: list[Tensor]) -> float:
     return statistics.median(times)
 
 
-def captured(step: Step, x: Tensor, dy: Tensor, wanted: list[Tensor]) -> float:
+def captured(step: Step, x: Tensor, dy: Tensor, wanted: Sequence[Tensor]) -> float:
     """Median seconds of forward and backward in a captured graph."""
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):  # autograd's own warm-up, on a stream that may be captured
@@ -66,10 +66,10 @@ def captured(step: Step, x: Tensor, dy: Tensor, wanted: list[Tensor]) -> float:
     return seconds([lambda: torch.autograd.grad(step(x), [x, *wanted], dy)] * 3, 9)
 
 
-def peft_layer(config: Any, base: nn.Linear) -> nn.Module:
+def peft_layer(config: Any, base: nn.Linear) -> Any:
     from peft import inject_adapter_in_model
 
-    model = inject_adapter_in_model(config, nn.ModuleDict({"linear": base}))
+    model: Any = inject_adapter_in_model(config, nn.ModuleDict({"linear": base}))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.data = torch.randn_like(parameter) * (0.02 if "oft" in name else 0.05)
@@ -109,7 +109,7 @@ def rows_of(out: int, width: int, how: str, copy: float) -> Iterator[dict[str, A
             if turning:
                 R = mine[0] if mine[0].dim() == 3 else oft.cayley_neumann(mine[0], b)
                 return oft_linear(x, packed, R, weight=weight)
-            return lora_linear(x, packed, *mine, 1.0, weight=weight)
+            return lora_linear(x, packed, mine[0], mine[1], 1.0, weight=weight)
 
         differs = close(ours(x, dense), layer(x))
         assert differs < 2e-2, (what, differs)
@@ -137,7 +137,7 @@ def rows_of_group(name: str, b: int) -> Iterator[dict[str, Any]]:
     weights = [quantize(torch.randn(out, width, device="cuda") * 0.02, FORMATS["int4"]) for out in outs]
     R = rotations(width, b, len(outs)).requires_grad_()
 
-    def step(parts: Callable[[], Any], wanted: list[Tensor]) -> Any:
+    def step(parts: Callable[[], Any], wanted: Sequence[Tensor]) -> Any:
         ys = [linear(part, packed) for part, packed in zip(parts(), weights, strict=True)]
         return torch.autograd.grad(ys, wanted, dys)
 

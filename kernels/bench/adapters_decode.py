@@ -74,12 +74,12 @@ def rows_of(spec: FormatSpec, out: int, width: int) -> Iterator[dict[str, Any]]:
                 seconds([partial(how, x, packed, R) for packed, R in both]) for how in (oft_linear, after_torch)
             )
             yield row(head, f"oft-{b}", plain, fused, torch_s, each[0].nbytes / few[0].nbytes)
-        for rank, each in pairs.items():
-            A, B = each[0]
+        for rank, factors in pairs.items():
+            A, B = factors[0]
             exact = x.double() @ dense.double().T + x.double() @ A.double().T @ B.double().T
             checked(lora_linear(x, few[0], A, B, 1.0), x @ dense.T + x @ A.T @ B.T, exact)
             fused, torch_s = (
-                seconds([partial(how, x, packed, A, B, 1.0) for packed, (A, B) in zip(few, each, strict=True)])
+                seconds([partial(how, x, packed, A, B, 1.0) for packed, (A, B) in zip(few, factors, strict=True)])
                 for how in (lora_linear, beside_torch)
             )
             yield row(head, f"lora-{rank}", plain, fused, torch_s, (A.nbytes + B.nbytes) / few[0].nbytes)

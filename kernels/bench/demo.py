@@ -51,7 +51,8 @@ def counted(calls: Counter[str]) -> Iterator[None]:
             kind = name
             if name == "forward":
                 x, packed = arguments[:2]
-                kind = "decode" if fast.decodes(x.numel() // packed.shape[1], packed) else "dense forward"
+                way = fast.choose("forward", packed, x.numel() // packed.shape[1])
+                kind = way if isinstance(way, str) else "fused"
             calls[kind] += 1
             return kept[name](*arguments)
 
@@ -64,7 +65,7 @@ def counted(calls: Counter[str]) -> Iterator[None]:
 
     for name in kept:
         setattr(fast, name, counting(name))
-    fast.takes = noticed
+    fast.takes = noticed  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ import itertools
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from orbit_kernels.fast.int4_product import Cut
 EXPERTS, ACTIVE = 384, 8
 SHAPES = [(2048, 7168), (7168, 2048)]
 TOKENS = [4096, 8192, 16384, 32768]
-CHOICES = {
+CHOICES: dict[str, Callable[..., torch.Tensor]] = {
     "default": grouped_product,
     "general": partial(grouped_product, block=128),
     "256x128-64": partial(grouped_int4, cut=Cut(256, 128, 64)),

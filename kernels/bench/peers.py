@@ -55,8 +55,12 @@ def tinygemm(out: int, width: int, count: int) -> list[Product]:
         codes = torch.randint(0, 256, (out, width // 2), device="cuda", dtype=torch.uint8)
         packed = torch.ops.aten._convert_weight_to_int4pack(codes, 8)
         grid = torch.randn(width // GROUP, out, 2, device="cuda").bfloat16()
-        found.append(lambda x, w=packed, s=grid: torch.ops.aten._weight_int4pack_mm(x, w, GROUP, s))
+        found.append(partial(_tinygemm, packed=packed, grid=grid))
     return found
+
+
+def _tinygemm(x: Tensor, packed: Tensor, grid: Tensor) -> Tensor:
+    return torch.ops.aten._weight_int4pack_mm(x, packed, GROUP, grid)
 
 
 def marlin(out: int, width: int, count: int) -> list[Product]:
