@@ -98,8 +98,9 @@ def to_dict(job: V1Job) -> dict[str, Any]:
 
 
 def to_yaml(job: V1Job) -> str:
-    """As `kubectl apply` reads it; the spec stays on one line."""
-    return yaml.safe_dump(to_dict(job), sort_keys=False, allow_unicode=True, width=float("inf"))
+    """As `kubectl apply` reads it; the spec stays on one line, in ASCII: of a line break of Unicode's own (U+0085) the
+    library would write one that it reads as another."""
+    return yaml.safe_dump(to_dict(job), sort_keys=False, width=float("inf"))
 
 
 def _failure_policy() -> V1PodFailurePolicy:

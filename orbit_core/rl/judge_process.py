@@ -82,7 +82,8 @@ class JudgeProcess:
             raise OrbitError(f"the process that judges answers did not start: {_ending(self._process)}; see above")
         if "refused" in reply:
             _end(self._process)
-            raise InputError(*reply["refused"])
+            what, expected, found, fix = reply["refused"]
+            raise InputError(what, expected, found, fix)
 
     def _ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any] | None:
         """The reply to `question`; None when none came in time or the process ended, which has been waited for then."""

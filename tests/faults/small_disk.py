@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path += [str(HERE.parent / folder) for folder in ("rl", "steps")]
+sys.path += [str(HERE.parent), *(str(HERE.parent / folder) for folder in ("rl", "steps"))]
 
 KILOBYTE = 1024
 SIZE = 4096 * KILOBYTE

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kubernetes.client import V1Job
 
@@ -97,6 +97,7 @@ def test_names_and_labels_are_legal_and_the_same_for_every_caller(spec: StepSpec
 
 @any_job
 @given(specs, resources, sites)
+@example(spec_of(params={"text": "a line\x85and another"}), Resources(), site_of())
 def test_the_client_reads_the_yaml_strictly_and_finds_the_same_job(
     spec: StepSpec, needs: Resources, site: Site
 ) -> None:
