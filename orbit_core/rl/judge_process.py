@@ -58,7 +58,7 @@ class JudgeProcess:
             reply = self._ask(question, limit + GRACE)
             if reply is None and self._process.poll() is None:
                 self._process.send_signal(SHOW_THE_LINE)
-                _end(self._process)
+                self._end()
                 raise NoVerdict(f"took longer than {limit:g} s and had to be killed")
             if reply is not None and "failure" in reply:
                 raise NoVerdict(reply["failure"])
@@ -75,13 +75,13 @@ class JudgeProcess:
             process_group=0,  # what it starts is killed with it; what the run's group is told is not for it
         )
         self._unread = b""
-        weakref.finalize(self, _end, self._process)
+        self._end = weakref.finalize(self, _end, self._process)  # once: by us, or when nobody needs it any more
         reply = self._ask(self._settings.model_dump(mode="json"), START)
         if reply is None:
-            _end(self._process)
+            self._end()
             raise OrbitError(f"the process that judges answers did not start: {_ending(self._process)}; see above")
         if "refused" in reply:
-            _end(self._process)
+            self._end()
             what, expected, found, fix = reply["refused"]
             raise InputError(what, expected, found, fix)
 
@@ -92,7 +92,7 @@ class JudgeProcess:
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            _end(self._process)
+            self._end()
             return None
         until = time.monotonic() + seconds
         while (line := self._line(until)) is not None:
@@ -111,7 +111,7 @@ class JudgeProcess:
                 return None
             more = os.read(out, 1 << 16)
             if not more:
-                _end(self._process)
+                self._end()
                 return None
             self._unread += more
         line, _, self._unread = self._unread.partition(b"\n")

@@ -31,7 +31,7 @@ from orbit_core.store.commits import KEEP_STATES
 from orbit_core.store.rollouts import TIMING_COLUMNS, Commit, RolloutReader
 
 IMPORTS = (
-    *("orbit_core.steps.train", "orbit_core.trainers.torch", "orbit_core.rollout.torch", "reasoning_gym"),
+    *("orbit_core.steps.train", "orbit_core.trainers.torch", "orbit_core.rollout.torch"),
     *("transformers.models.qwen3.modeling_qwen3", "transformers.models.auto.tokenization_auto", "pyarrow.dataset"),
 )
 Outcome = dict[str, Any]

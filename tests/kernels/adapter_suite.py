@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from fast_suite import DEVICE, FLOAT, GPU, decodable, error, on_gpu
+from grouped_suite import cayley_equals_the_reference
 from orbit_kernels import FORMATS, dequantize, linear, lora_linear, oft, oft_linear
-from orbit_kernels.fast import cayley
 from orbit_kernels.fast.decode import Adapter, Plan, decode
 from orbit_kernels.fast.low_rank import add_low_rank
 from orbit_kernels.fast.rotate import Choice, turn, turn_backward
@@ -79,17 +79,7 @@ def test_a_slot_is_looked_up_on_the_device():
 
 @pytest.mark.parametrize("b", [64, 128] if GPU else [128])
 def test_wide_cayley_neumann_and_its_gradient_equal_the_reference_within_float32(b):
-    blocks = 300 if GPU else 1
-    v, dR = torch.randn(blocks, b * (b - 1) // 2, device=DEVICE) * 0.02, torch.randn(blocks, b, b, device=DEVICE)
-
-    def by_reference(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        leaf = v.to("cpu", dtype).requires_grad_()
-        R = oft.cayley_neumann(leaf, b)
-        return R.detach().to(DEVICE), torch.autograd.grad(R, leaf, dR.to("cpu", dtype))[0].to(DEVICE)
-
-    found = cayley.forward(v, b), cayley.backward(v, dR, b)
-    for ours, theirs, exact in zip(found, by_reference(torch.float32), by_reference(torch.float64), strict=True):
-        assert error(ours, exact) <= max(2 * error(theirs, exact), 1e-6)
+    cayley_equals_the_reference(b, 300 if GPU else 1, 0.02)
 
 
 @on_gpu

@@ -112,7 +112,10 @@ def test_the_gradient_of_grouped_linear_is_that_of_one_linear_per_expert():
 @pytest.mark.parametrize("b", [16, 32, 64])
 @pytest.mark.parametrize("strength", [1e-3, 0.05])
 def test_cayley_neumann_and_its_gradient_equal_the_reference_within_float32(b, strength):
-    blocks = 70 if GPU else 2
+    cayley_equals_the_reference(b, 70 if GPU else 2, strength)
+
+
+def cayley_equals_the_reference(b: int, blocks: int, strength: float) -> None:
     v = torch.randn(blocks, b * (b - 1) // 2, device=DEVICE) * strength
     dR = torch.randn(blocks, b, b, device=DEVICE)
 

@@ -24,28 +24,22 @@ STEP = 64  # of the sum at a time
 WARPS = 8  # that unpack and multiply
 DEEP = 32  # of the sum that is unpacked together
 
-_UNPACK = gl.constexpr(
-    """{
+_NUMBERS = """{
     .reg .b32 a, lift, less;
     mov.b32 lift, 0x7F007F00;
     mov.b32 less, 0xC000BE00;
     prmt.b32 a, $1, 0, $3;
     and.b32 a, a, 0x00F0000F;
     fma.rn.bf16x2 a, a, lift, less;
-    mul.rn.bf16x2 $0, a, $5;
-    }"""
+    """
+_UNPACK = gl.constexpr(
+    f"""{_NUMBERS}mul.rn.bf16x2 $0, a, $5;
+    }}"""
 )
 _UNPACK_TURNED = gl.constexpr(
-    """{
-    .reg .b32 a, lift, less;
-    mov.b32 lift, 0x7F007F00;
-    mov.b32 less, 0xC000BE00;
-    prmt.b32 a, $1, 0, $3;
-    and.b32 a, a, 0x00F0000F;
-    fma.rn.bf16x2 a, a, lift, less;
-    mul.rn.bf16x2 a, a, $5;
+    f"""{_NUMBERS}mul.rn.bf16x2 a, a, $5;
     movmatrix.sync.aligned.m8n8.trans.b16 $0, a;
-    }"""
+    }}"""
 )
 
 
