@@ -147,7 +147,7 @@ def test_a_row_decoded_with_an_adapter_has_the_same_bits_in_any_batch_and_in_eve
             assert torch.equal(decode(x[:tokens], packed, adapter=adapter), whole[:tokens])
         if adapter.b is None:
             R = adapter.a if adapter.slot is None else adapter.a[1]
-            assert torch.equal(whole, linear(oft.rotate(x, R), packed))
+            assert torch.equal(whole, decode(oft.rotate(x, R), packed))
 
 
 @on_gpu
