@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,7 +11,7 @@ from rich.text import Text
 from flows.live import live_view
 from orbit_core.errors import InputError
 from orbit_core.pipeline import plan
-from orbit_core.recipe import Recipe
+from orbit_core.recipe import Recipe, as_yaml
 from orbit_core.steps.contract import StepSpec
 from orbit_core.store import open_store
 from orbit_core.store.artifacts import Artifact, ArtifactStore
@@ -66,7 +65,7 @@ def show_plan(recipe: Recipe, store: str) -> None:
     specs = plan(recipe, store)
     artifacts = ArtifactStore(open_store(store))
     console = Console()
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = as_yaml(recipe.model_dump(mode="json"))
     console.print(Text(text), soft_wrap=True)
     table = Table("step", "digest", "would be", box=None, pad_edge=False)
     for name, spec in specs.items():

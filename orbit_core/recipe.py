@@ -8,6 +8,7 @@ The run form on Prefect's dashboard is generated from these types, so titles and
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -337,6 +338,12 @@ class Recipe(Section):
             lines = [_explain(cls, item) for item in error.errors(include_url=False)]
             found = f"{len(lines)} wrong field(s)\n    " + "\n    ".join(lines[:MOST_SAID])
             raise InputError(source, "a recipe of known fields and allowed values", found, "mend them") from None
+
+
+def as_yaml(content: Mapping[str, Any]) -> str:
+    """`content` as YAML that reads as it was: escaped only where it must be (PyYAML folds a bare U+0085)."""
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return text if yaml.safe_load(text) == content else yaml.safe_dump(content, sort_keys=False)
 
 
 def _assign(content: dict[str, Any], dotted: str, value: Any) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from orbit_core.errors import InputError
 from orbit_core.pipeline import plan
-from orbit_core.recipe import OFT, LoRA, Recipe
+from orbit_core.recipe import OFT, LoRA, Recipe, as_yaml
 
 RECIPES = Path(__file__).parents[1] / "flows" / "recipes"
 DEMO = RECIPES / "demo.yaml"
@@ -93,3 +96,19 @@ def test_digests_depend_neither_on_the_store_nor_on_resources() -> None:
     one = plan(Recipe.load(DEMO), "here")
     two = plan(Recipe.load(DEMO, {"resources": {"train": {"gpus": 8}}}), "s3://there")
     assert {n: s.digest for n, s in one.items()} == {n: s.digest for n, s in two.items()}
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda each: st.lists(each) | st.dictionaries(st.text(), each),
+    )
+)
+@example("a line\x85and another")
+@example("多語 prompts stay \u2028 readable")
+def test_what_is_shown_as_yaml_reads_as_it_was(value: object) -> None:
+    assert yaml.safe_load(as_yaml({"text": value})) == {"text": value}
+
+
+def test_what_need_not_be_escaped_is_not() -> None:
+    assert "多語" in as_yaml({"text": "多語"})

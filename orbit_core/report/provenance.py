@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from orbit_core.recipe import as_yaml
 from orbit_core.report.markup import Markup, element
 
 
@@ -44,7 +43,7 @@ def origins(manifest: Mapping[str, Any]) -> list[Markup]:
         element("tr", element("th", name), element("td", digest, class_="mono"))
         for name, digest in manifest["digests"].items()
     ]
-    recipe = yaml.safe_dump(manifest["recipe"], sort_keys=False, allow_unicode=True)
+    recipe = as_yaml(manifest["recipe"])
     fold = element("details", element("summary", "Recipe, with every default"), element("pre", recipe), class_="card")
     return [element("div", element("div", element("table", *rows), class_="card"), fold, class_="stack")]
 
