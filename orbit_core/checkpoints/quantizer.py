@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from orbit_kernels import FormatError, FormatSpec, PackedWeight, is_finite, quantize
 from torch import Tensor
 
+from orbit_core.checkpoints.ahead import ahead
 from orbit_core.checkpoints.base import LINEARS
 from orbit_core.checkpoints.hf import SHARD_BYTES, HFCheckpoint, HFWriter, copy_companions, write_json
 from orbit_core.checkpoints.quantization import is_ignored, quantization_config, stored_tensors
@@ -158,11 +160,14 @@ def _slabs(source: HFCheckpoint, where: Source, name: str) -> Iterator[Tensor]:
     """The rows of a weight as [n, width] pieces of its own dtype, n a multiple of 128 but for the last."""
     step = max(128, SLAB_ELEMENTS // max(where.width, 1) // 128 * 128)
     matrix = source.stored[where.tensor].matrix(where.width)
-    for start in range(where.start, where.stop, step):
-        stop = min(start + step, where.stop)
-        slab = matrix.rows(start, stop)
-        _require_finite(slab, name)
-        yield slab
+
+    def slab(start: int) -> Tensor:
+        rows = matrix.rows(start, min(start + step, where.stop))
+        _require_finite(rows, name)
+        return rows
+
+    starts = range(where.start, where.stop, step)
+    yield from ahead(partial(slab, start) for start in starts) if len(starts) > 1 else map(slab, starts)
 
 
 def _copy_plain(source: HFCheckpoint, where: Source, name: str, writer: HFWriter) -> None:

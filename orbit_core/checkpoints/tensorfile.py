@@ -16,12 +16,14 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from orbit_core.checkpoints.ahead import ahead
 from orbit_core.checkpoints.files import FETCH, regular_file
 from orbit_core.errors import InputError
 
@@ -98,8 +100,8 @@ class StoredTensor:
             yield self.read()
             return
         step = max(1, elements * self.meta.shape[0] // count)
-        for start in range(0, self.meta.shape[0], step):
-            yield self.rows(start, min(start + step, self.meta.shape[0]))
+        starts = range(0, self.meta.shape[0], step)
+        yield from ahead(partial(self.rows, start, min(start + step, self.meta.shape[0])) for start in starts)
 
     def matrix(self, width: int) -> StoredTensor:
         """The same bytes as a matrix [-1, width]."""

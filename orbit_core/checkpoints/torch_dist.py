@@ -7,8 +7,8 @@
 
 The pickles are written for Megatron and never read here: an archive stores its tensor as one uncompressed record, and
 orbit.json says where that record lies, so reading is a seek and needs no unpickler at all. Chunks are written one at a
-time; memory is one fused tensor with its parts. Nothing in the files depends on time or place, so equal inputs give
-equal bytes.
+time while the next is read; memory is two fused tensors with their parts. Nothing in the files depends on time or
+place, so equal inputs give equal bytes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
+from orbit_core.checkpoints.ahead import ahead
 from orbit_core.checkpoints.layout import Chunk, MegatronTensor
 from orbit_core.checkpoints.tensorfile import TensorMeta
 from orbit_core.store.growing import Growing
@@ -47,10 +50,12 @@ def write_chunks(
     files = _ChunkFiles(directory, chunks, max_file_bytes, growing)
     places: dict[str, list[dict[str, Any]]] = {}
     try:
-        for done, (key, tensor) in enumerate(tensors.items()):
-            progress(done, len(tensors), key)
-            units = [f"{key} {i}" for i in range(len(tensor.chunks))]
-            places[key] = [files.places.get(unit) or files.write(unit, make(chunks[unit])) for unit in units]
+        missing = [chunk for unit, chunk in chunks.items() if unit not in files.places]
+        with closing(ahead(partial(make, chunk) for chunk in missing)) as made:
+            for done, (key, tensor) in enumerate(tensors.items()):
+                progress(done, len(tensors), key)
+                units = [f"{key} {i}" for i in range(len(tensor.chunks))]
+                places[key] = [files.places.get(unit) or files.write(unit, next(made)) for unit in units]
         files.hand_over()
     finally:
         files.close()

@@ -4,7 +4,8 @@
     runs/<run>/state/                        of steps that were not committed  unless the run is under way
     leases/<name>/                           in which nothing has moved
     checks/, unfinished writes               of probes and uploads that were killed
-    .work/<step>-<digest16>/                 of tries on this machine, unless somebody holds its lock
+    .work/<step>-<digest16>/                 of tries on this machine, unless somebody holds its lock; of an object
+                                             store in work/ of the user's cache
 
 Three things protect the living. Age: only what has not changed for `days` is looked at, by the clock of the store
 itself, so that no clock of ours has to be right; a publication that has slept for longer than half a day gives up by
@@ -28,6 +29,7 @@ from pathlib import Path
 from orbit_core.errors import InputError, OrbitError
 from orbit_core.store.base import Store
 from orbit_core.store.commits import KEEP_STATES
+from orbit_core.store.digests import cache_directory
 from orbit_core.store.folder import FolderStore
 from orbit_core.store.locks import is_locked, try_acquire
 from orbit_core.store.manifests import manifest_path, read_manifest
@@ -58,6 +60,7 @@ class Cleaning:
         self.store, self.days = store, days
         self.now = clock_of(store) if now is None else now
         self.changed = store.modified()
+        self.work = store.root / ".work" if isinstance(store, FolderStore) else cache_directory() / "work"
 
     def leftovers(self) -> Iterator[Leftover]:
         yield from self._attempts()
@@ -70,8 +73,7 @@ class Cleaning:
                 yield Leftover(
                     name, "a write that never ended", self.now - begun, partial(self._remove_unfinished, name)
                 )
-        if isinstance(self.store, FolderStore):
-            yield from work_leftovers(self.store.root / ".work", self.now, self.days, self._is_leased)
+        yield from work_leftovers(self.work, self.now, self.days, self._is_leased)
 
     def _attempts(self) -> Iterator[Leftover]:
         folders = {match[0] for path in self.changed if (match := re.match(r"artifacts/[^/]+/[^/]+/[^/]+/", path))}
@@ -107,8 +109,7 @@ class Cleaning:
 
     def _is_held(self, name: str) -> bool:
         """Whether a step is under way, as far as its lease and the lock of its work folder say."""
-        lock = self.store.root / ".work" / name / "lock" if isinstance(self.store, FolderStore) else None
-        return self._is_leased(name) or (lock is not None and is_locked(lock))
+        return self._is_leased(name) or is_locked(self.work / name / "lock")
 
     def _is_leased(self, name: str) -> bool:
         return any(not self._is_old(when) for when in self.store.modified(f"leases/{name}/").values())

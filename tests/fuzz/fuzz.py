@@ -93,7 +93,7 @@ def _fuzz(options: argparse.Namespace) -> None:
     def one(content: bytes) -> None:
         readers.read(name, content)
 
-    flags = [f"-max_total_time={int(options.seconds)}", f"-rss_limit_mb={options.rss_mib}", "-timeout=10"]
+    flags = [f"-max_total_time={int(options.seconds)}", f"-rss_limit_mb={options.rss_mib}", "-timeout=60"]
     flags += ["-max_len=65536", "-print_final_stats=1", f"-artifact_prefix={options.corpus}/../{name}-"]
     atheris.Setup([sys.argv[0], *flags, options.corpus], one)
     atheris.Fuzz()

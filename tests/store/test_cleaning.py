@@ -18,6 +18,7 @@ from orbit_core.errors import InputError, OrbitError
 from orbit_core.store import Store, artifacts, open_store
 from orbit_core.store.artifacts import ArtifactStore
 from orbit_core.store.cleaning import DAY, Cleaning, clock_of
+from orbit_core.store.folder import FolderStore
 from orbit_core.store.lease import Lease
 from orbit_core.store.locks import try_acquire
 from orbit_core.store.rollouts import RolloutReader, rollouts_path
@@ -177,16 +178,15 @@ def test_a_state_of_a_step_made_again_is_young_again(tmp_path: Path) -> None:
     assert last.step == ALGORITHM.steps - 1 and list(damages_of(place_of(str(tmp_path / "store")))) == []
 
 
-def test_work_folders_of_dead_tries_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
-    store = open_store(tmp_path / "store")
-    work = tmp_path / "store" / ".work"
+def test_work_folders_of_dead_tries_go_and_those_of_the_living_stay(store: Store, tmp_path: Path) -> None:
+    work = store.root / ".work" if isinstance(store, FolderStore) else tmp_path / "cache" / "orbit" / "work"
     for name in (f"train-{DIGEST}", f"quantize-{DIGEST}", "artifacts", "notes-of-mine"):
         (work / name / "scratch").mkdir(parents=True)
         (work / name / "scratch" / "half").write_text("half")
     lock = try_acquire(work / f"train-{DIGEST}" / "lock")
     assert isinstance(lock, int)
     store.put(f"artifacts/train/{DIGEST}/try/half", b"")
-    assert found(store) == {f".work/quantize-{DIGEST}/"}
+    assert found(store) == {f"{work.name}/quantize-{DIGEST}/"}
     remove_all(store)
     assert sorted(folder.name for folder in work.iterdir()) == ["artifacts", "notes-of-mine", f"train-{DIGEST}"]
     look = cleaning(store)
@@ -194,7 +194,7 @@ def test_work_folders_of_dead_tries_go_and_those_of_the_living_stay(tmp_path: Pa
     leftovers = {leftover.what: leftover for leftover in look.leftovers()}
     lock = try_acquire(work / f"train-{DIGEST}" / "lock")
     assert isinstance(lock, int)
-    assert not leftovers[f".work/train-{DIGEST}/"].remove(), "somebody came between the look and the removal"
+    assert not leftovers[f"{work.name}/train-{DIGEST}/"].remove(), "somebody came between the look and the removal"
     os.close(lock)
 
 
