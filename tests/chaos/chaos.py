@@ -137,6 +137,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], choices=[*HARMS])
     parser.add_argument("--boundaries", action="store_true", help="also a kill at every boundary of every write")
     parser.add_argument("--bad-store", action="store_true", help="in a bucket whose server fails, see tests/faults")
+    parser.add_argument("--outage", type=float, default=1.0, help="seconds of each outage of that server")
     parser.add_argument("--recipe", default="flows/recipes/demo.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--prepared", type=Path, help="a store whose finished artifacts are taken")
@@ -150,7 +151,7 @@ def main() -> int:
         prepared = arguments.prepared or Path(folder) / "prepared"
         prepare(recipe, prepared)
         bad = arguments.bad_store
-        place = closing.enter_context(bad_bucket(Path(folder), arguments.seed)) if bad else Folders()
+        place = closing.enter_context(bad_bucket(Path(folder), arguments.seed, arguments.outage)) if bad else Folders()
         bench = Bench(recipe, place, prepared, Path(folder))
         print(f"undisturbed: {bench.seconds:.1f} s, {bench.boundaries} boundaries", flush=True)
         for result in _all(bench, arguments):

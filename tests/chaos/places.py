@@ -40,10 +40,10 @@ class BadBucket:
 
     imports = ("orbit_core.store.s3",)
     listings_late = True  # so a sweep leaves what it does not see to a later one
-    lease_seconds = 4.0  # an outage shorter than a third of it costs nobody the lease
 
-    def __init__(self, server: str, bucket: str) -> None:
+    def __init__(self, server: str, bucket: str, outage: float) -> None:
         self.undisturbed, self._bucket, self._stores = {"AWS_ENDPOINT_URL": server}, bucket, 0
+        self.lease_seconds = 4 * outage  # one shorter than a third of it costs nobody the lease
 
     def new(self, folder: Path, prepared: Path) -> str:
         self._stores += 1
@@ -59,15 +59,15 @@ class BadBucket:
 
 
 @contextmanager
-def bad_bucket(folder: Path, seed: int) -> Iterator[BadBucket]:
+def bad_bucket(folder: Path, seed: int, outage: float) -> Iterator[BadBucket]:
     """The server in a process of its own: this one must stay with a single thread to be forked."""
-    command = [sys.executable, str(SERVER), str(seed)]
+    command = [sys.executable, str(SERVER), str(seed), str(outage)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         about = json.loads(process.stdout.readline())
         os.environ.update(about["environment"])
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         try:
-            yield BadBucket(about["server"], about["bucket"])
+            yield BadBucket(about["server"], about["bucket"], outage)
         finally:
             process.stdin.close()
