@@ -14,10 +14,11 @@ place, so equal inputs give equal bytes.
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from orbit_core.checkpoints.tensorfile import TensorMeta
 from orbit_core.store.growing import Growing
 
 FILE_BYTES = 5 * 10**9
+LARGE = 1 << 20  # bytes of a chunk for which another thread is worth asking
 _RECORD = "archive/data/0"
 _LOCAL_HEADER = 30  # bytes of a zip entry's fixed local header; two lengths at 26 say how much follows
 
@@ -50,17 +52,28 @@ def write_chunks(
     files = _ChunkFiles(directory, chunks, max_file_bytes, growing)
     places: dict[str, list[dict[str, Any]]] = {}
     try:
-        missing = [chunk for unit, chunk in chunks.items() if unit not in files.places]
-        with closing(ahead(partial(make, chunk) for chunk in missing)) as made:
+        large = dict.fromkeys(unit for unit in _large(tensors) if unit not in files.places)
+        with closing(ahead(partial(make, chunks[unit]) for unit in large)) as read:
+
+            def made(unit: str) -> Tensor:
+                return next(read) if unit in large else make(chunks[unit])
+
             for done, (key, tensor) in enumerate(tensors.items()):
                 progress(done, len(tensors), key)
                 units = [f"{key} {i}" for i in range(len(tensor.chunks))]
-                places[key] = [files.places.get(unit) or files.write(unit, next(made)) for unit in units]
+                places[key] = [files.places.get(unit) or files.write(unit, made(unit)) for unit in units]
         files.hand_over()
     finally:
         files.close()
     _write_metadata(directory, tensors, places)
     return places
+
+
+def _large(tensors: Mapping[str, MegatronTensor]) -> Iterator[str]:
+    for key, tensor in tensors.items():
+        for i, chunk in enumerate(tensor.chunks):
+            if math.prod(chunk.sizes) * tensor.meta.dtype.itemsize >= LARGE:
+                yield f"{key} {i}"
 
 
 class _ChunkFiles:
