@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from orbit_core.data.parquet_footer import Footer, footer_of
 from orbit_core.errors import InputError
 from orbit_core.rl.types import Prompt
 from orbit_core.store.parquet import damage_refused
@@ -64,7 +65,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:
     size = path.stat().st_size
     room = max(SMALL, UNPACKED * size)
     with damage_refused(name, "a Parquet file", "write the file again"), pq.ParquetFile(path) as file:
-        _require_plausible(file.metadata, name, size)
+        _require_plausible(footer_of(path), name, size)
         for batch in file.iter_batches(batch_size=BATCH):
             for row in batch.to_pylist():
                 number += 1
@@ -75,14 +76,10 @@ def _parquet_rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:
                 yield number, {key: value for key, value in row.items() if value is not None}
 
 
-def _require_plausible(metadata: pq.FileMetaData, name: str, size: int) -> None:
+def _require_plausible(footer: Footer, name: str, size: int) -> None:
     """A few bytes can say that a value is repeated a billion times; nobody's prompts do."""
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    columns = (group.column(index) for group in groups for index in range(group.num_columns))
-    values = max(metadata.num_rows, sum(column.num_values for column in columns))
-    packed = sum(group.total_byte_size for group in groups)
-    if max(values, packed) > max(SMALL, UNPACKED * size):
-        found = f"{values} values, {packed} bytes"
+    if max(footer.values, footer.packed) > max(SMALL, UNPACKED * size):
+        found = f"{footer.values} values, {footer.packed} bytes"
         raise InputError(name, f"at most {UNPACKED} times its {size} bytes unpacked", found, _AS_JSONL)
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import resource
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +15,7 @@ from mutations import damaged
 from readers import CONFIG_JSON, READERS, read, samples, with_header
 
 MIB = 2**20
+FOUND = Path(__file__).with_name("found")
 
 
 def peak() -> int:
@@ -40,6 +42,12 @@ def test_damaged_bytes_are_refused_in_our_own_words(name: str) -> None:
 
     every()
     assert peak() - before < 64 * MIB, "inputs are of a few kilobytes"
+
+
+@pytest.mark.parametrize("file", sorted(FOUND.iterdir()), ids=lambda file: file.name)
+def test_what_fuzzing_has_found_is_refused(file: Path) -> None:
+    """Inputs that once ended the process or were refused in others' words: READER-what-it-is."""
+    assert not read(file.name.partition("-")[0], file.read_bytes())
 
 
 def tensor(**fields: object) -> bytes:
