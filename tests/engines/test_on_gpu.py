@@ -75,6 +75,41 @@ def test_the_gate_passes_with_experts_computed_together(
     assert bool(calls) == (fmt != "bf16")  # of dense experts there is no grouped product
 
 
+def test_rows_decoded_take_one_launch_for_what_shares_an_input_and_keep_their_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orbit_kernels import fast
+
+    wide = tiny.reference(hidden_size=256, intermediate_size=256, num_attention_heads=4, head_dim=64)
+    prepared = tiny.prepare(wide, "int4", tmp_path)
+    requests = [Request(prompt, SampleKey(0, 0, i, 0)) for i, prompt in enumerate(PROMPTS)]
+    answers, calls = [], dict.fromkeys(("slices", "decode_adapted"), 0)
+    for together in (True, False):
+        engine = load_rollout_engine(
+            Engines(threads=1, device="cuda", compute_dtype="bfloat16"), prepared.quantized, OFT()
+        )
+        if not together:
+            engine.model._shared = []
+        engine.stage_adapter(1, random_adapter(engine.layout.initial(0), seed=0))
+        engine.activate_adapter(1)
+        with monkeypatch.context() as patched:
+            for name in calls if together else ():
+                _count(patched, fast, calls, name)
+            answers.append(engine.generate(requests, SAMPLING))
+    assert answers[0] == answers[1]
+    assert 0 < calls["decode_adapted"] <= calls["slices"]  # two sets a layer; o and down are turned alone
+
+
+def _count(patched: pytest.MonkeyPatch, fast: Any, calls: dict[str, int], name: str) -> None:
+    kept = getattr(fast, name)
+
+    def call(*given: Any) -> Any:
+        calls[name] += 1
+        return kept(*given)
+
+    patched.setattr(fast, name, call)
+
+
 @pytest.mark.parametrize("adapter", [OFT(), LoRA()], ids=lambda a: a.kind)
 def test_experts_together_train_as_one_by_one(adapter: OFT | LoRA, tmp_path: Path) -> None:
     """Losses and gradients of one batch, both in bfloat16: equal up to its rounding."""
