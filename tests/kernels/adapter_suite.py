@@ -6,7 +6,7 @@ import pytest
 import torch
 from fast_suite import DEVICE, FLOAT, GPU, decodable, error, on_gpu
 from grouped_suite import cayley_equals_the_reference
-from orbit_kernels import FORMATS, dequantize, linear, lora_linear, oft, oft_linear
+from orbit_kernels import FORMATS, dequantize, lora_linear, oft, oft_linear
 from orbit_kernels.fast.decode import Adapter, Plan, decode
 from orbit_kernels.fast.low_rank import add_low_rank
 from orbit_kernels.fast.rotate import Choice, turn, turn_backward
