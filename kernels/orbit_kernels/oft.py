@@ -38,7 +38,7 @@ def skew(v: Tensor, b: int) -> Tensor:
 def cayley_neumann(v: Tensor, b: int, dtype: torch.dtype | None = None) -> Tensor:
     """v[n, b(b-1)/2] -> R[n, b, b] in `dtype` (default: that of v); differentiable.
 
-    16-bit parameters are computed in float32 and rounded once, at the end. On a GPU b = 16, 32, 64, 128 go to
+    16-bit parameters are computed in float32 and rounded once, at the end. On a GPU b = 16, 32, 64, 128, 256 go to
     `fast.cayley` (float64 does not): same result within float32 rounding, differentiable once.
     Raises ValueError when v is not [n, b(b-1)/2].
     """

@@ -4,7 +4,7 @@
 
 The formulas are those of `oft`: two products forward; backward makes Q^2 again, which costs a product and saves keeping
 two matrices per block. Read and written are v and R (or dR and dv), nothing in between, and there is one launch where
-the reference has about ten. Products are float32. That is for b = 16 and 32; `cayley_wide` takes 64 and 128.
+the reference has about ten. Products are float32. That is for b = 16 and 32; `cayley_wide` takes 64 and 128, `cayley_tiled` 256.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import cayley_wide
+from . import cayley_tiled, cayley_wide
 
-BLOCK_SIZES = (16, 32, *cayley_wide.BLOCK_SIZES)
+BLOCK_SIZES = (16, 32, *cayley_wide.BLOCK_SIZES, *cayley_tiled.BLOCK_SIZES)
 
 
 @triton.jit
@@ -93,6 +93,8 @@ def forward(v: Tensor, b: int, dtype: torch.dtype | None = None) -> Tensor:
     R = torch.empty(v.shape[0], b, b, dtype=dtype or v.dtype, device=v.device)
     if len(v) and b in cayley_wide.BLOCK_SIZES:
         cayley_wide.forward(v, R)
+    elif len(v) and b in cayley_tiled.BLOCK_SIZES:
+        cayley_tiled.forward(v, R)
     elif len(v):
         _forward[(len(v),)](v, R, b, num_warps=b * b // 256)
     return R
@@ -102,6 +104,8 @@ def backward(v: Tensor, dR: Tensor, b: int) -> Tensor:
     v, dR, dv = v.contiguous(), dR.contiguous(), torch.empty(v.shape, dtype=v.dtype, device=v.device)
     if len(v) and b in cayley_wide.BLOCK_SIZES:
         cayley_wide.backward(v, dR, dv)
+    elif len(v) and b in cayley_tiled.BLOCK_SIZES:
+        cayley_tiled.backward(v, dR, dv)
     elif len(v):
         _backward[(len(v),)](v, dR, dv, b, num_warps=b * b // 256)
     return dv
