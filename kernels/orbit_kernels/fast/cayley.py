@@ -4,7 +4,8 @@
 
 The formulas are those of `oft`: two products forward; backward makes Q^2 again, which costs a product and saves keeping
 two matrices per block. Read and written are v and R (or dR and dv), nothing in between, and there is one launch where
-the reference has about ten. Products are float32. That is for b = 16 and 32; `cayley_wide` takes 64 and 128, `cayley_tiled` 256.
+the reference has about ten. Products are float32. That is for b = 16 and 32; `cayley_wide` takes 64 and 128,
+`cayley_tiled` 256.
 """
 
 from __future__ import annotations

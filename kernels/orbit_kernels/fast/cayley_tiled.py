@@ -1,6 +1,6 @@
 # mypy: disable-error-code="no-untyped-def"
 # (the parameters of a Triton kernel are pointers and constants, which Python types do not describe)
-"""Cayley-Neumann v -> R and dR -> dv for blocks of 256, of which a multiprocessor does not hold one: a launch a product.
+"""Cayley-Neumann v -> R and dR -> dv for blocks of 256, which no multiprocessor holds: a launch for each product.
 
 A program makes one tile of a product. What the products need passes through a scratch that the L2 cache holds, so many
 blocks go in turns; what is elementwise happens while a tile is loaded or stored. With S = 2Q + P, so S^T = P - 2Q:

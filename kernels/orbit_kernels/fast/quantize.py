@@ -159,11 +159,16 @@ def supports(weight: Tensor, spec: FormatSpec) -> bool:
 def quantize(weight: Tensor, spec: FormatSpec) -> PackedWeight:
     """`formats.quantize` for what `supports` accepts: the same bytes, and the same refusal of what is not finite."""
     weight, flag = weight.contiguous(), torch.zeros(1, dtype=torch.int32, device=weight.device)
-    tensors = _fp8(weight, flag) if spec.name == "fp8" else _four_bits(weight, spec, flag)
+    tensors = pack(weight, spec, flag)
     require(not int(flag), "weight to quantize", "finite numbers in float32", "NaN or infinity")
     if spec.name == "int4":
         tensors["weight_shape"] = torch.tensor(weight.shape, dtype=torch.int64, device=weight.device)
     return PackedWeight(spec, (weight.shape[0], weight.shape[1]), tensors)
+
+
+def pack(weight: Tensor, spec: FormatSpec, flag: Tensor) -> dict[str, Tensor]:
+    """Codes and scales of a contiguous weight; flag[1], zero before, is not zero after if an element is not finite."""
+    return _fp8(weight, flag) if spec.name == "fp8" else _four_bits(weight, spec, flag)
 
 
 def _fp8(weight: Tensor, flag: Tensor) -> dict[str, Tensor]:
