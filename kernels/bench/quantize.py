@@ -39,8 +39,8 @@ def measured(out: int, width: int, dtype: torch.dtype, spec: FormatSpec) -> dict
     nbytes = weight.nbytes + packed.nbytes
     count = copies(nbytes)
     weights = [weight.clone() for _ in range(count)]
-    flag = torch.zeros(1, dtype=torch.int32, device="cuda")
-    ours = seconds([partial(pack, each, spec, flag) for each in weights])
+    peak = torch.zeros(1, dtype=torch.int32, device="cuda")
+    ours = seconds([partial(pack, each, spec, peak) for each in weights])
     halves = [torch.empty(2, nbytes // 8, device="cuda").normal_() for _ in range(count)]
     copy = seconds([partial(torch.mul, half[0], 1.0, out=half[1]) for half in halves])
     reference = eager([partial(by_reference, each, spec) for each in weights])

@@ -12,7 +12,7 @@ integer in its low bits, so adding 1.5 * 2^23 rounds half to even and leaves the
 a half below 2, 1 up to 4, and 2 above, three such integers are made, and the smallest is the code.
 
 Magnitudes are compared as integers, whose order is that of the floats with NaN above infinity: one comparison finds
-what is not finite. It sets a flag, which the host reads once.
+what is not finite. Its magnitude is noted, and the host looks once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ..formats.base import FormatSpec, PackedWeight, require
-from ..formats.nvfp4 import whole_scale
 
 _ELEMENTS = 4096  # per program, 4-bit formats
 _BLOCK = 128  # rows and columns of an FP8 block
@@ -70,10 +69,10 @@ def _e4m3_code(values):
 
 
 @triton.jit
-def _largest(weight, largest, total, BLOCK: tl.constexpr):
+def _largest(weight, peak, total, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     values = tl.load(weight + at, mask=at < total, other=0.0).to(tl.float32)
-    tl.atomic_max(largest, tl.max(_magnitude(values)), sem="relaxed")
+    tl.atomic_max(peak, tl.max(_magnitude(values)), sem="relaxed")
 
 
 @triton.jit
@@ -82,7 +81,7 @@ def _quantize_groups(
     words,
     scales,
     whole,
-    flag,
+    peak,
     total,  # groups
     SIZE: tl.constexpr,
     FORMAT: tl.constexpr,
@@ -114,7 +113,9 @@ def _quantize_groups(
         inverse = ((254 - exponent) << 23).to(tl.float32, bitcast=True)  # 2^(127 - e), never subnormal
         codes = _e2m1(values * inverse[:, None, None])
     else:
-        g = tl.load(whole)
+        g = tl.div_rn(1.0, tl.maximum(tl.load(peak).to(tl.float32, bitcast=True), 1.1754943508222875e-38)) * 2688.0
+        g = tl.where(g.to(tl.int32, bitcast=True) >= _INFINITE, 1.0, g)
+        tl.store(whole, g, mask=program == 0)
         code = _e4m3_code(tl.minimum(g * tl.div_rn(amax, 6.0), 448.0))
         code = tl.where(code == 0, 32, code)  # 0.125
         stored = code.to(tl.uint8)
@@ -124,11 +125,11 @@ def _quantize_groups(
     tl.store(words + word, packed, mask=inside[:, None])
     tl.store(scales + group, stored, mask=inside)
     if FORMAT != "nvfp4":
-        tl.store(flag + tl.zeros_like(bits), 1, mask=bits >= _INFINITE)
+        tl.store(peak + tl.zeros_like(bits), bits, mask=bits >= _INFINITE)
 
 
 @triton.jit
-def _quantize_blocks(weight, codes, scales, flag, rows, cols, BLOCK: tl.constexpr):
+def _quantize_blocks(weight, codes, scales, peak, rows, cols, BLOCK: tl.constexpr):
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     inside = (row < rows) & (col < cols)
@@ -143,7 +144,7 @@ def _quantize_blocks(weight, codes, scales, flag, rows, cols, BLOCK: tl.constexp
     tl.store(codes + place, code.to(tl.uint8), mask=inside)
     tl.store(scales + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), scale)
     if bits >= _INFINITE:
-        tl.store(flag, 1)
+        tl.store(peak, bits)
 
 
 def supports(weight: Tensor, spec: FormatSpec) -> bool:
@@ -158,28 +159,29 @@ def supports(weight: Tensor, spec: FormatSpec) -> bool:
 
 def quantize(weight: Tensor, spec: FormatSpec) -> PackedWeight:
     """`formats.quantize` for what `supports` accepts: the same bytes, and the same refusal of what is not finite."""
-    weight, flag = weight.contiguous(), torch.zeros(1, dtype=torch.int32, device=weight.device)
-    tensors = pack(weight, spec, flag)
-    require(not int(flag), "weight to quantize", "finite numbers in float32", "NaN or infinity")
+    weight, peak = weight.contiguous(), torch.zeros(1, dtype=torch.int32, device=weight.device)
+    tensors = pack(weight, spec, peak)
+    require(int(peak) < _INFINITE.value, "weight to quantize", "finite numbers in float32", "NaN or infinity")
     if spec.name == "int4":
         tensors["weight_shape"] = torch.tensor(weight.shape, dtype=torch.int64, device=weight.device)
     return PackedWeight(spec, (weight.shape[0], weight.shape[1]), tensors)
 
 
-def pack(weight: Tensor, spec: FormatSpec, flag: Tensor) -> dict[str, Tensor]:
-    """Codes and scales of a contiguous weight; flag[1], zero before, is not zero after if an element is not finite."""
-    return _fp8(weight, flag) if spec.name == "fp8" else _four_bits(weight, spec, flag)
+def pack(weight: Tensor, spec: FormatSpec, peak: Tensor) -> dict[str, Tensor]:
+    """Codes and scales of a contiguous weight. peak[1], int32 and zero before, is afterwards the bits of a magnitude
+    that is not finite, if there is one."""
+    return _fp8(weight, peak) if spec.name == "fp8" else _four_bits(weight, spec, peak)
 
 
-def _fp8(weight: Tensor, flag: Tensor) -> dict[str, Tensor]:
+def _fp8(weight: Tensor, peak: Tensor) -> dict[str, Tensor]:
     (out, width), grid = weight.shape, tuple(triton.cdiv(size, _BLOCK) for size in weight.shape)
     codes = torch.empty(out, width, dtype=torch.uint8, device=weight.device)
     scales = torch.empty(grid, dtype=torch.float32, device=weight.device)
-    _quantize_blocks[grid](weight, codes, scales, flag, out, width, _BLOCK, num_warps=16)
+    _quantize_blocks[grid](weight, codes, scales, peak, out, width, _BLOCK, num_warps=16)
     return {"weight": codes.view(E4M3), "weight_scale_inv": scales}
 
 
-def _four_bits(weight: Tensor, spec: FormatSpec, flag: Tensor) -> dict[str, Tensor]:
+def _four_bits(weight: Tensor, spec: FormatSpec, peak: Tensor) -> dict[str, Tensor]:
     (out, width), name = weight.shape, spec.name
     words = torch.empty(out, width // 8, dtype=torch.int32, device=weight.device)
     dtype = torch.int16 if name == "int4" else torch.uint8
@@ -187,13 +189,11 @@ def _four_bits(weight: Tensor, spec: FormatSpec, flag: Tensor) -> dict[str, Tens
     whole = scales
     if name == "nvfp4":
         block = 2 * _ELEMENTS
-        largest = torch.zeros(1, dtype=torch.int32, device=weight.device)
-        _largest[(triton.cdiv(weight.numel(), block),)](weight, largest, weight.numel(), block, num_warps=8)
-        whole = whole_scale(largest.view(torch.float32))
-        flag += largest >= _INFINITE.value
+        _largest[(triton.cdiv(weight.numel(), block),)](weight, peak, weight.numel(), block, num_warps=8)
+        whole = torch.empty(1, dtype=torch.float32, device=weight.device)
     groups = _ELEMENTS // spec.group_size
     _quantize_groups[(triton.cdiv(scales.numel(), groups),)](
-        weight, words, scales, whole, flag, scales.numel(), spec.group_size, name, groups, num_warps=4
+        weight, words, scales, whole, peak, scales.numel(), spec.group_size, name, groups, num_warps=4
     )
     if name == "int4":
         return {"weight_packed": words, "weight_scale": scales.view(torch.bfloat16)}

@@ -71,7 +71,8 @@ class Nvfp4(Format):
         require_divisible("nvfp4", width, spec.group_size)
         groups = weight.unflatten(1, (-1, spec.group_size))
         amax = groups.abs().amax(dim=2)
-        whole = whole_scale(amax.max())
+        largest = amax.max().clamp(min=torch.finfo(torch.float32).tiny)
+        whole = (largest.reciprocal() * (E4M3_MAX * E2M1_MAX)).nan_to_num(posinf=1.0).reshape(1)
         scale = (whole * divide(amax, E2M1_MAX)).clamp_(max=E4M3_MAX).to(E4M3)
         scale = torch.where(scale.float() == 0, _ZERO_GROUP_SCALE, scale.float()).to(E4M3)
         codes = encode_e2m1(groups.div_((scale.float() / whole).unsqueeze(2)).flatten(1))
@@ -94,12 +95,6 @@ class Nvfp4(Format):
         require_codes_under_zero_scales(
             "nvfp4 weight_scale", scale, lambda: unpack_nibbles(packed.tensors[codes]) & 0x7, packed.block
         )
-
-
-def whole_scale(largest: Tensor) -> Tensor:
-    """The global scale [1] of a weight with this largest magnitude."""
-    largest = largest.clamp(min=torch.finfo(torch.float32).tiny)
-    return (largest.reciprocal() * (E4M3_MAX * E2M1_MAX)).nan_to_num(posinf=1.0).reshape(1)
 
 
 def _keys(tensors: Mapping[str, Tensor]) -> tuple[str, str, str]:
