@@ -112,21 +112,25 @@ def _count(patched: pytest.MonkeyPatch, fast: Any, calls: dict[str, int], name: 
 
 @pytest.mark.parametrize("adapter", [OFT(), LoRA()], ids=lambda a: a.kind)
 def test_experts_together_train_as_one_by_one(adapter: OFT | LoRA, tmp_path: Path) -> None:
-    """Losses and gradients of one batch, both in bfloat16: equal up to its rounding."""
+    """Gradients of one batch, both in bfloat16: much closer to each other than that is to float32. (An expert alone
+    adds LoRA inside its product and rounds once; together it is rounded before it is added.)"""
     prepared = tiny.prepare(wide_moe(), "int4", tmp_path)
     engines = Engines(threads=1, device="cuda", compute_dtype="bfloat16")
     rollout = load_rollout_engine(engines, prepared.quantized, adapter)
     requests = [Request(prompt, SampleKey(0, 0, i, s)) for i, prompt in enumerate(PROMPTS) for s in range(4)]
     completions = rollout.generate(requests, SAMPLING)
-    grads = []
-    for together in (True, False):
-        trainer = load_trainer(engines, prepared.converted, prepared.quantized, adapter, seed=0)
+
+    def gradient(dtype: Any, together: bool) -> torch.Tensor:
+        settings = engines.model_copy(update={"compute_dtype": dtype})
+        trainer = load_trainer(settings, prepared.converted, prepared.quantized, adapter, seed=0)
         trainer.load_adapter(random_adapter(trainer.export_adapter(), seed=1))
         for bank in trainer.model._stacked:
             bank.apart = not together
         trainer._accumulate(_samples(requests, completions, trainer), Algorithm(steps=10))
-        grads.append(torch.cat([master.grad.flatten() for master in trainer._masters.values()]))
-    assert float((grads[0] - grads[1]).norm() / grads[1].norm()) < 0.05
+        return torch.cat([master.grad.flatten() for master in trainer._masters.values()])
+
+    together, alone, exact = gradient("bfloat16", True), gradient("bfloat16", False), gradient("float32", False)
+    assert (together - alone).norm() < 0.5 * (alone - exact).norm()
 
 
 def test_log_probs_are_those_of_the_cpu(tmp_path: Path) -> None:
