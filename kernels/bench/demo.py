@@ -35,7 +35,13 @@ from orbit_core.steps.runner import run_step
 from orbit_core.store import open_store
 from orbit_core.store.rollouts import RolloutReader
 
-DOORS = ("takes", "takes_grouped", "rotate_supports", "cayley_supports")
+DOORS = (
+    "takes", "takes_grouped", "takes_low_rank", "decodes_adapted", "rotate_supports", "slices_support",
+    "cayley_supports",
+)  # fmt: skip
+COUNTED = (
+    "forward", "dgrad", "grouped_product", "rotate", "slices", "decode_adapted", "low_rank", "cayley_neumann",
+)  # fmt: skip
 PARTS = ("seconds_rollout", "seconds_score", "seconds_update")
 CURVE = ("accuracy", "reward_mean", "logprob_gap_mean", "logprob_gap_max", "max_orthogonality_error")
 
@@ -43,7 +49,7 @@ CURVE = ("accuracy", "reward_mean", "logprob_gap_mean", "logprob_gap_max", "max_
 @contextmanager
 def counted(calls: Counter[str]) -> Iterator[None]:
     """Count what goes through the fast paths, and the products on the GPU that no fast path takes."""
-    kept = {name: getattr(fast, name) for name in ("forward", "dgrad", "grouped_product", "rotate", "cayley_neumann")}
+    kept = {name: getattr(fast, name) for name in COUNTED}
     takes = fast.takes
 
     def counting(name: str) -> Callable[..., Any]:

@@ -38,7 +38,7 @@ def skew(v: Tensor, b: int) -> Tensor:
 def cayley_neumann(v: Tensor, b: int, dtype: torch.dtype | None = None) -> Tensor:
     """v[n, b(b-1)/2] -> R[n, b, b] in `dtype` (default: that of v); differentiable.
 
-    16-bit parameters are computed in float32 and rounded once, at the end. On a GPU b = 16, 32, 64, 128 go to
+    16-bit parameters are computed in float32 and rounded once, at the end. On a GPU b = 16, 32, 64, 128, 256 go to
     `fast.cayley` (float64 does not): same result within float32 rounding, differentiable once.
     Raises ValueError when v is not [n, b(b-1)/2].
     """
@@ -195,11 +195,15 @@ class _CayleyNeumann(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         Q, P = ctx.saved_tensors
-        G = grads[0].to(Q.dtype)
-        dS = torch.baddbmm(G, P, G)
-        H = torch.baddbmm(G, G, torch.sub(P, Q, alpha=2.0)).add_(dS)
-        D = torch.baddbmm(dS, H + H.transpose(-1, -2), Q, beta=2.0, alpha=-1.0)
-        return _gather_skew(D).to(ctx.dtype), None, None
+        return cayley_gradient(Q, P, grads[0].to(Q.dtype)).to(ctx.dtype), None, None
+
+
+def cayley_gradient(Q: Tensor, P: Tensor, G: Tensor) -> Tensor:
+    """dv from Q, P = Q^2 and G = dL/dR, [n, b, b] and of one dtype all."""
+    dS = torch.baddbmm(G, P, G)
+    H = torch.baddbmm(G, G, torch.sub(P, Q, alpha=2.0)).add_(dS)
+    D = torch.baddbmm(dS, H + H.transpose(-1, -2), Q, beta=2.0, alpha=-1.0)
+    return _gather_skew(D)
 
 
 def _require_triangle(v: Tensor, b: int) -> None:

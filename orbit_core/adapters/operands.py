@@ -3,6 +3,9 @@
     rotation   y = project(x R)                            OFT
     low rank   y = project(x) + (alpha / r) (x A^T) B^T    LoRA
 
+Where the product is that of one packed weight, `linear` computes the same with it in one operation of the kernels,
+which on a GPU takes fewer launches.
+
 Operands are derived from an adapter's values once per version or update, never per forward. A trainer cuts the graph
 there: `on` puts an operand on detached copies, micro-batches add their gradients to those, and one backward pass
 carries the sum on to the parameters.
@@ -14,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from orbit_kernels import lora_delta, rotate
+from orbit_kernels import PackedWeight, lora_delta, lora_linear, oft_linear, rotate
 from torch import Tensor
 
 Project = Callable[[Tensor], Tensor]  # x[..., in] -> x W^T + bias [..., out]
@@ -31,6 +34,9 @@ class Operand(Protocol):
     def __call__(self, x: Tensor, project: Project) -> Tensor:
         """x[..., in] -> y[..., out] in the dtype of x."""
 
+    def linear(self, x: Tensor, packed: PackedWeight, bias: Tensor | None, weight: Tensor | None) -> Tensor:
+        """The same with the frozen product of `orbit_kernels.linear`."""
+
 
 @dataclass(frozen=True)
 class Rotation:
@@ -45,6 +51,9 @@ class Rotation:
 
     def __call__(self, x: Tensor, project: Project) -> Tensor:
         return project(rotate(x, self.R))
+
+    def linear(self, x: Tensor, packed: PackedWeight, bias: Tensor | None, weight: Tensor | None) -> Tensor:
+        return oft_linear(x, packed, self.R, bias, weight)
 
 
 @dataclass(frozen=True)
@@ -63,3 +72,6 @@ class LowRank:
 
     def __call__(self, x: Tensor, project: Project) -> Tensor:
         return project(x) + lora_delta(x, self.A, self.B, self.scaling)
+
+    def linear(self, x: Tensor, packed: PackedWeight, bias: Tensor | None, weight: Tensor | None) -> Tensor:
+        return lora_linear(x, packed, self.A, self.B, self.scaling, bias, weight)

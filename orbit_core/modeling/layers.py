@@ -1,6 +1,6 @@
 """The two modules that replace those of transformers: a linear on packed bytes, and experts made of such linears.
 
-    y = operand(x, project),  project(x) = x dequantize(W)^T + bias
+    y = operand.linear(x, W, bias); without an operand x dequantize(W)^T + bias
 
 Experts of transformers are fused three-dimensional parameters; here each expert has its own three packed linears under
 the names of the checkpoint, so that an adapter sits in an expert exactly as it sits anywhere else. They are computed in
@@ -16,7 +16,7 @@ Together is for stacked weights, which `loading` makes on a GPU. On a CPU both w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from orbit_kernels import PackedStack, PackedWeight, dequantize, grouped_linear, linear
@@ -25,6 +25,12 @@ from torch import Tensor, nn
 from orbit_core.adapters.grouped import GroupedOperand, join
 from orbit_core.adapters.operands import Operand
 from orbit_core.modeling.routing import Routing
+
+
+class TurnsInput(Protocol):
+    """`shared_input.SharedInput`, as a linear sees it."""
+
+    def turned(self, x: Tensor, linear: PackedLinear) -> Tensor: ...
 
 
 class PackedLinear(nn.Module):
@@ -37,6 +43,7 @@ class PackedLinear(nn.Module):
         self.bias: Tensor | None = None
         self.resident: Tensor | None = None
         self.operand: Operand | None = None
+        self.shared: TurnsInput | None = None  # turns x for this linear and its siblings together
 
     def keep_resident(self, dtype: torch.dtype) -> int:
         """Keep the dequantised weight in `dtype`; returns the bytes it costs."""
@@ -48,7 +55,11 @@ class PackedLinear(nn.Module):
         return linear(x, self.packed, self.bias, self.resident)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(x) if self.operand is None else self.operand(x, self.project)
+        if self.operand is None:
+            return self.project(x)
+        if self.shared is not None:
+            return self.project(self.shared.turned(x, self))
+        return self.operand.linear(x, self.packed, self.bias, self.resident)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, {self.packed.spec.name if self.packed else 'empty'}"

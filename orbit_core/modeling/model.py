@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from orbit_core.adapters.operands import Operand
 from orbit_core.modeling.cache import KeyValueCache
 from orbit_core.modeling.layers import PackedExperts, PackedLinear
+from orbit_core.modeling.shared_input import shared_inputs
 
 
 class PackedModel:
@@ -31,6 +32,7 @@ class PackedModel:
         self.device, self.dtype = device, dtype
         self._operands: Mapping[str, Operand] | None = None
         self._stacked = [each for each in module.modules() if isinstance(each, PackedExperts) and each.stacks]
+        self._shared = list(shared_inputs(module)) if device.type == "cuda" else []
         self._adapt()
 
     @property
@@ -63,6 +65,8 @@ class PackedModel:
     def _adapt(self) -> None:
         for experts in self._stacked:
             experts.adapt()
+        for shared in self._shared:
+            shared.adapt()
 
     def hidden(
         self,

@@ -77,7 +77,7 @@ def test_a_slot_is_looked_up_on_the_device():
         assert torch.equal(back, turn_backward(x, R[index], [x], need_dR=False)[0])
 
 
-@pytest.mark.parametrize("b", [64, 128] if GPU else [128])
+@pytest.mark.parametrize("b", [64, 128, 256] if GPU else [128, 256])
 def test_wide_cayley_neumann_and_its_gradient_equal_the_reference_within_float32(b):
     cayley_equals_the_reference(b, 300 if GPU else 1, 0.02)
 

@@ -2,6 +2,7 @@
 
     decode      weight-only product for 1 to 64 tokens, reading W once as stored
     dequantize  every packed format -> dense bfloat16, the reference's bits
+    quantize    float weights -> every packed format, the reference's bits
     dense       many tokens: scratch of at most 64 MiB and cuBLAS, forward and gradient
     dense_int4  many tokens, INT4: no dense weight anywhere, forward and gradient
     dispatch    which of these three a product takes: data, measured
@@ -31,6 +32,8 @@ from .dequantize import supports as dequantize_supports
 from .dispatch import choose
 from .grouped import grouped_product, takes_grouped
 from .low_rank import low_rank, takes_low_rank
+from .quantize import quantize
+from .quantize import supports as quantize_supports
 from .rotations import rotate, slices
 from .rotations import supports as rotate_supports
 from .rotations import supports_slices as slices_support
@@ -45,6 +48,8 @@ __all__ = [
     "forward",
     "grouped_product",
     "low_rank",
+    "quantize",
+    "quantize_supports",
     "rotate",
     "rotate_supports",
     "slices",

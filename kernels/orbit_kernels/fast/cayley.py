@@ -4,7 +4,8 @@
 
 The formulas are those of `oft`: two products forward; backward makes Q^2 again, which costs a product and saves keeping
 two matrices per block. Read and written are v and R (or dR and dv), nothing in between, and there is one launch where
-the reference has about ten. Products are float32. That is for b = 16 and 32; `cayley_wide` takes 64 and 128.
+the reference has about ten. Products are float32. That is for b = 16 and 32; `cayley_wide` takes 64 and 128,
+`cayley_tiled` 256, which keeps those two matrices all the same.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import cayley_wide
+from ..oft import cayley_gradient
+from . import cayley_tiled, cayley_wide
 
-BLOCK_SIZES = (16, 32, *cayley_wide.BLOCK_SIZES)
+BLOCK_SIZES = (16, 32, *cayley_wide.BLOCK_SIZES, *cayley_tiled.BLOCK_SIZES)
 
 
 @triton.jit
@@ -77,13 +79,20 @@ def cayley_neumann(v: Tensor, b: int, dtype: torch.dtype) -> Tensor:
 class _Cayley(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, b: int, dtype: torch.dtype) -> Tensor:
+        ctx.b, ctx.dtype = b, v.dtype
+        if b in cayley_tiled.BLOCK_SIZES and ctx.needs_input_grad[0]:
+            R, *kept = forward_kept(v, b, dtype)
+            ctx.save_for_backward(*kept)
+            return R
         ctx.save_for_backward(v)
-        ctx.b = b
         return forward(v, b, dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        if ctx.b in cayley_tiled.BLOCK_SIZES:
+            Q, P = ctx.saved_tensors
+            return cayley_gradient(Q, P, grads[0].float()).to(ctx.dtype), None, None
         (v,) = ctx.saved_tensors
         return backward(v, grads[0], ctx.b), None, None
 
@@ -93,12 +102,22 @@ def forward(v: Tensor, b: int, dtype: torch.dtype | None = None) -> Tensor:
     R = torch.empty(v.shape[0], b, b, dtype=dtype or v.dtype, device=v.device)
     if len(v) and b in cayley_wide.BLOCK_SIZES:
         cayley_wide.forward(v, R)
+    elif len(v) and b in cayley_tiled.BLOCK_SIZES:
+        cayley_tiled.forward(v, R)
     elif len(v):
         _forward[(len(v),)](v, R, b, num_warps=b * b // 256)
     return R
 
 
+def forward_kept(v: Tensor, b: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """R, and Q and P for `oft.cayley_gradient`, for the sizes of `cayley_tiled`."""
+    R = torch.empty(v.shape[0], b, b, dtype=dtype, device=v.device)
+    Q, P = cayley_tiled.forward_kept(v.contiguous(), R)
+    return R, Q, P
+
+
 def backward(v: Tensor, dR: Tensor, b: int) -> Tensor:
+    """dv for b up to 128."""
     v, dR, dv = v.contiguous(), dR.contiguous(), torch.empty(v.shape, dtype=v.dtype, device=v.device)
     if len(v) and b in cayley_wide.BLOCK_SIZES:
         cayley_wide.backward(v, dR, dv)

@@ -54,6 +54,11 @@ def quantize(weight: Tensor, spec: FormatSpec) -> PackedWeight:
     """
     require(weight.dim() == 2, "weight to quantize", "two dimensions (out, in)", tuple(weight.shape))
     require(weight.is_floating_point(), "weight to quantize", "a float dtype", weight.dtype)
+    if weight.is_cuda:
+        from .. import fast  # imported with the first CUDA tensor, so that Triton is never loaded without a GPU
+
+        if fast.quantize_supports(weight, spec):
+            return fast.quantize(weight, spec)
     wide = weight.detach().to(torch.float32, copy=True)
     narrow = weight if weight.itemsize < wide.itemsize else wide  # half the bytes to look at
     require(is_finite(narrow), "weight to quantize", "finite numbers in float32", "NaN or infinity")

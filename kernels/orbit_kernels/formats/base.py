@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -216,6 +216,15 @@ def spread_blocks(scale: Tensor, rows: int, cols: int, shape: tuple[int, int]) -
 def divide(values: Tensor, number: float) -> Tensor:
     """values / number, correctly rounded on every device. CUDA multiplies by 1 / number when given a Python number."""
     return values / torch.tensor(number, dtype=values.dtype, device=values.device)
+
+
+def in_pieces(weight: Tensor) -> Iterator[slice]:
+    """Rows of a weight [out, in], some at a time, so that several passes over them find them in the cache."""
+    step = max(1, _PIECE // weight.shape[1])
+    return (slice(first, first + step) for first in range(0, weight.shape[0], step))
+
+
+_PIECE = 1 << 18  # elements: a MiB of float32
 
 
 def require_divisible(what: str, width: int, group: int) -> None:

@@ -27,6 +27,7 @@ from .base import (
     PackedWeight,
     TensorRule,
     divide,
+    in_pieces,
     require,
     require_codes_under_zero_scales,
     require_divisible,
@@ -86,12 +87,15 @@ class Int4(Format):
         out, width = weight.shape
         require_divisible("int4", width, spec.group_size)
         groups = weight.unflatten(1, (-1, spec.group_size))
-        scale = divide(groups.abs().amax(dim=2), _HALF_RANGE).to(torch.bfloat16)
+        amax = torch.cat([groups[rows].abs().amax(dim=2) for rows in in_pieces(weight)])
+        scale = divide(amax, _HALF_RANGE).to(torch.bfloat16)
         scale = scale.masked_fill(scale == 0, _ZERO_GROUP_SCALE)
-        codes = groups.div_(scale.float().unsqueeze(2)).clamp_(-8, 7).round_().add_(8).flatten(1)
-        octets = pack_nibbles(codes.to(torch.uint8))
+        octets = torch.empty(out, width // 2, dtype=torch.uint8, device=weight.device)
+        for rows in in_pieces(weight):
+            codes = groups[rows].div_(scale[rows].float().unsqueeze(2)).clamp_(-8, 7).round_().add_(8).flatten(1)
+            octets[rows] = pack_nibbles(codes.to(torch.uint8))
         tensors = {
-            "weight_packed": octets.contiguous().view(torch.int32),
+            "weight_packed": octets.view(torch.int32),
             "weight_scale": scale,
             "weight_shape": torch.tensor([out, width], dtype=torch.int64, device=weight.device),
         }

@@ -29,10 +29,11 @@ from .base import (
     FormatSpec,
     PackedWeight,
     TensorRule,
+    in_pieces,
     require,
     require_divisible,
 )
-from .nibbles import decode_e2m1, encode_e2m1, pack_nibbles
+from .nibbles import decode_e2m1, encode_groups
 
 E8M0_NAN = 255
 _E2M1_MAX_EXPONENT = 2
@@ -63,11 +64,11 @@ class Mxfp4(Format):
         out, width = weight.shape
         require_divisible("mxfp4", width, spec.group_size)
         groups = weight.unflatten(1, (-1, spec.group_size))
-        bits = groups.abs().amax(dim=2).view(torch.int32)
-        exponent = (bits + _QUARTER_OF_MANTISSA) >> 23
+        amax = torch.cat([groups[rows].abs().amax(dim=2) for rows in in_pieces(weight)])
+        exponent = (amax.view(torch.int32) + _QUARTER_OF_MANTISSA) >> 23
         scale = (exponent - _E2M1_MAX_EXPONENT).clamp_(0, _LARGEST_FINITE).to(torch.uint8)
-        codes = encode_e2m1(groups.div_(power_of_two(scale, torch.float32).unsqueeze(2)).flatten(1))
-        return PackedWeight(spec, (out, width), {"weight_packed": pack_nibbles(codes), "weight_scale": scale})
+        octets = encode_groups(groups, power_of_two(scale, torch.float32))
+        return PackedWeight(spec, (out, width), {"weight_packed": octets, "weight_scale": scale})
 
     def dequantize(self, packed: PackedWeight, dtype: torch.dtype) -> Tensor:
         scale = power_of_two(packed.tensors["weight_scale"], torch.bfloat16)

@@ -14,6 +14,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .base import in_pieces
+
 E2M1_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E2M1_MAX = 6.0
 
@@ -44,6 +46,17 @@ def encode_e2m1(values: Tensor) -> Tensor:
     index = torch.minimum(index, magnitude.round().add_(2), out=index)
     index = torch.minimum(index, magnitude.mul_(0.5).round_().add_(4), out=index).clamp_(max=7)
     return index.to(torch.uint8) | ((values < 0).view(torch.uint8) << 3)
+
+
+def encode_groups(groups: Tensor, scale: Tensor) -> Tensor:
+    """float32 [rows, n, size], which is overwritten, over scale [rows, n] -> uint8 bytes [rows, n * size / 2] of the
+    nearest E2M1 numbers."""
+    rows, n, size = groups.shape
+    octets = torch.empty(rows, n * size // 2, dtype=torch.uint8, device=groups.device)
+    for some in in_pieces(groups.view(rows, -1)):
+        quotients = groups[some].div_(scale[some].unsqueeze(2))
+        octets[some] = pack_nibbles(encode_e2m1(quotients.flatten(1)))
+    return octets
 
 
 def decode_e2m1(packed: Tensor, dtype: torch.dtype) -> Tensor:

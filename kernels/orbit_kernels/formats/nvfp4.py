@@ -30,12 +30,13 @@ from .base import (
     PackedWeight,
     TensorRule,
     divide,
+    in_pieces,
     require,
     require_codes_under_zero_scales,
     require_divisible,
     require_finite,
 )
-from .nibbles import E2M1_MAX, decode_e2m1, encode_e2m1, pack_nibbles, unpack_nibbles
+from .nibbles import E2M1_MAX, decode_e2m1, encode_groups, unpack_nibbles
 
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
@@ -70,13 +71,13 @@ class Nvfp4(Format):
         out, width = weight.shape
         require_divisible("nvfp4", width, spec.group_size)
         groups = weight.unflatten(1, (-1, spec.group_size))
-        amax = groups.abs().amax(dim=2)
+        amax = torch.cat([groups[rows].abs().amax(dim=2) for rows in in_pieces(weight)])
         largest = amax.max().clamp(min=torch.finfo(torch.float32).tiny)
         whole = (largest.reciprocal() * (E4M3_MAX * E2M1_MAX)).nan_to_num(posinf=1.0).reshape(1)
         scale = (whole * divide(amax, E2M1_MAX)).clamp_(max=E4M3_MAX).to(E4M3)
         scale = torch.where(scale.float() == 0, _ZERO_GROUP_SCALE, scale.float()).to(E4M3)
-        codes = encode_e2m1(groups.div_((scale.float() / whole).unsqueeze(2)).flatten(1))
-        tensors = {"weight_packed": pack_nibbles(codes), "weight_scale": scale, "weight_global_scale": whole}
+        octets = encode_groups(groups, scale.float() / whole)
+        tensors = {"weight_packed": octets, "weight_scale": scale, "weight_global_scale": whole}
         return PackedWeight(spec, (out, width), tensors)
 
     def dequantize(self, packed: PackedWeight, dtype: torch.dtype) -> Tensor:
