@@ -45,7 +45,7 @@ __all__ = ["product_w8a8", "quantize_activations", "quantizes_activations", "tak
 BLOCK = 128  # rows of a tile
 HALF = 64  # of them for one consumer
 _TOGETHER = 16  # rows of tiles whose outputs are made one after the other, so that x stays in the L2 cache
-_ROOM = 229_000  # bytes of shared memory
+_ROOM = 232_000  # bytes of shared memory
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # its name changed between releases of Triton
 
 
@@ -84,12 +84,10 @@ def _produce(code_tiles, weight_tiles, x_ring, w_ring, full, empty, high, items,
 
 
 @gluon.jit
-def _step_sum(x_now, w_now, product: gl.constexpr):
-    """64 rows by 128 outputs of one step, from nothing."""
-    HIGH: gl.constexpr = x_now.shape[0]
-    WIDE: gl.constexpr = w_now.shape[0]
-    nothing = gl.zeros([HIGH, WIDE], gl.float32, product)
-    acc = warpgroup_mma(x_now, w_now.permute([1, 0]), nothing, use_acc=False, is_async=True)
+def _step_sum(x_now, w_now, acc, never):
+    """64 rows by 128 outputs of one step, into the registers of acc. What is in them is not added, and that is said by
+    a flag which only the host knows: told at compile time, the compiler takes other registers and runs out of them."""
+    acc = warpgroup_mma(x_now, w_now.permute([1, 0]), acc, use_acc=never, is_async=True)
     return warpgroup_mma_wait(0, deps=[acc])
 
 
@@ -121,6 +119,7 @@ def _consume(
     WIDE: gl.constexpr = 128  # outputs of one scale of the weight
     turning = turnings.index(WHICH)
     done = 0
+    acc = gl.zeros([HALF, WIDE], gl.float32, product)
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         row, tile = _place(item, high, tiles, TOGETHER)
         first = row * BLOCK + WHICH * HALF
@@ -143,12 +142,12 @@ def _consume(
             a = gl.load(x_at + after * rows, mask=m < rows, other=0.0)
             mbarrier.wait(full.index(place), done // STAGES & 1)
             x_now, w_now = x_ring.index(place).slice(WHICH * HALF, HALF, dim=0), w_ring.index(place)
-            acc = _step_sum(x_now, w_now.slice(0, WIDE, dim=0), product)
+            acc = _step_sum(x_now, w_now.slice(0, WIDE, dim=0), acc, rows < 0)
             if OUTS > WIDE:
-                left += acc * by_left
-                acc = _step_sum(x_now, w_now.slice(WIDE, WIDE, dim=0), product)
+                left = warpgroup_mma_wait(0, deps=[left + acc * by_left])  # before acc's registers are wanted again
+                acc = _step_sum(x_now, w_now.slice(WIDE, WIDE, dim=0), acc, rows < 0)
                 async_copy.mbarrier_arrive(empty.index(place), increment_count=False)
-                right += acc * by_right
+                right = warpgroup_mma_wait(0, deps=[right + acc * by_right])
             else:
                 async_copy.mbarrier_arrive(empty.index(place), increment_count=False)
                 left += acc * by_left
