@@ -26,7 +26,7 @@ def run(code: list[str], **environment: str) -> subprocess.CompletedProcess[str]
 
 def run_suite(**environment: str) -> str:
     alone = ["-m", "pytest", "-o", "addopts=", "-x", "-q", "-p", "no:cacheprovider"]
-    suites = [f"tests/kernels/{name}_suite.py" for name in ("fast", "grouped", "dense", "adapter")]
+    suites = [f"tests/kernels/{name}_suite.py" for name in ("fast", "grouped", "dense", "adapter", "w8a8")]
     done = run([*alone, *suites], **environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return done.stdout
