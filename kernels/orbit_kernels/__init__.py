@@ -10,6 +10,7 @@ from .grouped import grouped_linear
 from .linear import linear
 from .lora import lora_delta
 from .oft import cayley_neumann, orthogonality_error, rotate, rotate_slices, skew, skew_norm
+from .w8a8 import linear_w8a8, quantize_activations
 
 __all__ = [
     "FORMATS",
@@ -23,11 +24,13 @@ __all__ = [
     "grouped_linear",
     "is_finite",
     "linear",
+    "linear_w8a8",
     "lora_delta",
     "lora_linear",
     "oft_linear",
     "orthogonality_error",
     "quantize",
+    "quantize_activations",
     "read",
     "rotate",
     "rotate_slices",

@@ -54,9 +54,14 @@ class _PackedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
         (grad,) = grads
-        if _has_fast_path(grad, ctx.packed) and not torch.is_grad_enabled():  # a second derivative takes the reference
-            return fast().dgrad(grad, ctx.packed, ctx.resident), None, None, None
-        return grad @ _dense(ctx.packed, ctx.resident, grad.dtype), None, None, None
+        return dgrad(grad, ctx.packed, ctx.resident), None, None, None
+
+
+def dgrad(grad: Tensor, packed: PackedWeight, resident: Tensor | None) -> Tensor:
+    """dY[..., out] -> dX = dY W[..., in] in the dtype of dY, W as `linear` sees it."""
+    if _has_fast_path(grad, packed) and not torch.is_grad_enabled():  # a second derivative takes the reference
+        return fast().dgrad(grad, packed, resident)
+    return grad @ _dense(packed, resident, grad.dtype)
 
 
 def fast() -> ModuleType:

@@ -1,4 +1,4 @@
-"""The Gluon kernel has no interpreter; what can be said of it without a GPU is how it compiles for one.
+"""The Gluon kernels have no interpreter; what can be said of them without a GPU is how they compile for one.
 
 Nothing may spill, and the products must stay asynchronous: the assembler makes them wait for each other, silently, when
 it finds that registers in use would be overwritten.
@@ -49,16 +49,50 @@ for turned, cut in ((False, Cut(128, 256, 128)), (True, Cut(256, 128, 64))):
 """
 
 
-def test_for_hopper_the_int4_product_neither_spills_nor_serialises(tmp_path):
+COMPILE_W8A8 = """
+import sys
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
+from orbit_kernels.fast.w8a8 import BLOCK, GROUP, HALF, fp8_product, layout, stages
+
+by_step, by_result = gl.NVMMASharedLayout(128, 8, 2), gl.NVMMASharedLayout(128, 16, 2)
+for outs in (128, 256):
+    constants = {"STAGES": stages(outs), "TOGETHER": 16, "BIAS": True, "product": layout()}
+    signature = {
+        "code_tiles": f"tensordesc<fp8e4nv[{BLOCK}, {GROUP}],{by_step!r}>",
+        "weight_tiles": f"tensordesc<fp8e4nv[{outs}, {GROUP}],{by_step!r}>",
+        "x_scales": "*fp32", "w_scales": "*fp32", "bias": "*bf16",
+        "y_tiles": f"tensordesc<bf16[{HALF}, 128],{by_result!r}>",
+        **dict.fromkeys(("rows", "high", "items", "tiles", "steps"), "i32"),
+        **dict.fromkeys(constants, "constexpr"),
+    }
+    even = ("x_scales", "w_scales", "bias")
+    aligned = {(fp8_product.arg_names.index(name),): [["tt.divisibility", 16]] for name in even}
+    named = {(fp8_product.arg_names.index(name),): value for name, value in constants.items()}
+    source = GluonASTSource(fp8_product, signature, named, aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    assert compiled.metadata.shared <= 232448, compiled.metadata.shared
+    Path(sys.argv[1], f"{outs}.ptx").write_text(compiled.asm["ptx"])
+"""
+
+
+@pytest.mark.parametrize("code, cuts", [(COMPILE, 2), (COMPILE_W8A8, 2)], ids=["int4", "w8a8"])
+def test_for_hopper_the_products_neither_spill_nor_serialise(tmp_path, code, cuts):
     triton = pytest.importorskip("triton")
     environment = os.environ | {"PYTHONPATH": str(ROOT / "kernels"), "TRITON_CACHE_DIR": str(tmp_path)}
     script = tmp_path / "compile.py"  # a file, because Triton reads a kernel's source
-    script.write_text(COMPILE)
+    script.write_text(code)
     done = subprocess.run([sys.executable, script, tmp_path], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
-    for turned in (False, True):
-        command = [ptxas, "-v", "--gpu-name=sm_90a", tmp_path / f"{turned}.ptx", "-o", tmp_path / "kernel.cubin"]
+    assembled = list(tmp_path.glob("*.ptx"))
+    assert len(assembled) == cuts
+    for each in assembled:
+        command = [ptxas, "-v", "--gpu-name=sm_90a", each, "-o", tmp_path / "kernel.cubin"]
         report = subprocess.run(command, capture_output=True, text=True)
         said = report.stdout + report.stderr
         assert report.returncode == 0 and "serialized" not in said, said[-2000:]

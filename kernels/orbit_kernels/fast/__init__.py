@@ -11,6 +11,7 @@
     cayley      Cayley-Neumann v -> R and dR -> dv
     rotate      OFT rotation, dX and dR, by slot, by expert, several of one input
     grouped     products with the packed weights of many experts, forward and gradient
+    w8a8        activations to FP8, and the product of FP8 with FP8
 
 Imported only when a CUDA tensor comes by: without a GPU Triton is never loaded. What these do not take (see `takes`)
 goes to the reference.
@@ -37,6 +38,7 @@ from .quantize import supports as quantize_supports
 from .rotations import rotate, slices
 from .rotations import supports as rotate_supports
 from .rotations import supports_slices as slices_support
+from .w8a8 import product_w8a8, quantize_activations, quantizes_activations, takes_w8a8
 
 __all__ = [
     "cayley_neumann",
@@ -48,8 +50,11 @@ __all__ = [
     "forward",
     "grouped_product",
     "low_rank",
+    "product_w8a8",
     "quantize",
+    "quantize_activations",
     "quantize_supports",
+    "quantizes_activations",
     "rotate",
     "rotate_supports",
     "slices",
@@ -57,6 +62,7 @@ __all__ = [
     "takes",
     "takes_grouped",
     "takes_low_rank",
+    "takes_w8a8",
 ]
 
 

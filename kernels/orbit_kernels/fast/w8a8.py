@@ -1,0 +1,260 @@
+# mypy: disable-error-code="no-untyped-def"
+# (the parameters of a Triton kernel are pointers and constants, which Python types do not describe)
+"""The product of FP8 with FP8 on Hopper: codes[rows, in] and weight[out, in], a scale for each group of 128 columns.
+
+A program computes tiles of 128 rows of x by OUTS outputs, one after the other, in steps of one group of columns:
+
+    producer      one warp keeps STAGES steps of both operands coming, into rings in shared memory
+    consumers     two groups of four warps, 64 rows of the tile each, and 128 outputs at a time: the tensor core sums
+                  a step from nothing, then the sum times both scales is added to the tile, in float32 registers
+
+While one consumer adds up, the other's products keep the tensor core busy; they share nothing but the rings, so the
+one need not wait for the other. Rings have two barriers a place: `full` (its bytes are there) and `empty` (nobody
+reads it any more).
+
+A sum runs over the groups from left to right, whatever the tile and the number of rows: the bits of a row of y depend
+on that row and on W alone.
+
+Written in Gluon, Triton's lower floor, which has no interpreter; the reference stands for it on a CPU.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from ..formats import PackedWeight
+from ..formats.fp8 import scale_key
+from .quantize_activations import GROUP, quantize_activations, quantizes_activations
+
+__all__ = ["product_w8a8", "quantize_activations", "quantizes_activations", "takes_w8a8"]
+
+BLOCK = 128  # rows of a tile
+HALF = 64  # of them for one consumer
+_TOGETHER = 16  # rows of tiles whose outputs are made one after the other, so that x stays in the L2 cache
+_ROOM = 232_000  # bytes of shared memory
+_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # its name changed between releases of Triton
+
+
+def stages(outs: int) -> int:
+    """Steps in flight."""
+    return min(6, (_ROOM - BLOCK * GROUP * 2) // ((BLOCK + outs) * GROUP + 16))
+
+
+@gluon.jit
+def _place(item, high, tiles, TOGETHER: gl.constexpr):
+    """An item: which rows (in tiles), which outputs."""
+    slab = item // (TOGETHER * tiles)
+    inside = item % (TOGETHER * tiles)
+    height = min(TOGETHER, high - slab * TOGETHER)
+    return slab * TOGETHER + inside % height, inside // height
+
+
+@gluon.jit
+def _produce(code_tiles, weight_tiles, x_ring, w_ring, full, empty, high, items, tiles, steps, TOGETHER: gl.constexpr):
+    """The copying warp: every step of every item of this program, as places in the rings fall empty."""
+    STAGES: gl.constexpr = x_ring.shape[0]
+    BLOCK: gl.constexpr = x_ring.shape[1]
+    GROUP: gl.constexpr = x_ring.shape[2]
+    OUTS: gl.constexpr = w_ring.shape[1]
+    done = 0
+    for item in range(gl.program_id(0), items, gl.num_programs(0)):
+        row, tile = _place(item, high, tiles, TOGETHER)
+        for step in range(steps):
+            place = done % STAGES
+            here = full.index(place)
+            mbarrier.wait(empty.index(place), done // STAGES & 1 ^ 1)
+            mbarrier.expect(here, code_tiles.block_type.nbytes + weight_tiles.block_type.nbytes)
+            tma.async_copy_global_to_shared(code_tiles, [row * BLOCK, step * GROUP], here, x_ring.index(place))
+            tma.async_copy_global_to_shared(weight_tiles, [tile * OUTS, step * GROUP], here, w_ring.index(place))
+            done += 1
+
+
+@gluon.jit
+def _step_sum(x_now, w_now, acc, never):
+    """64 rows by 128 outputs of one step, into the registers of acc. What is in them is not added, and that is said by
+    a flag which only the host knows: told at compile time, the compiler takes other registers and runs out of them."""
+    acc = warpgroup_mma(x_now, w_now.permute([1, 0]), acc, use_acc=never, is_async=True)
+    return warpgroup_mma_wait(0, deps=[acc])
+
+
+@gluon.jit
+def _write(total, bias, y_tiles, turning, row, out0, BIAS: gl.constexpr, product: gl.constexpr):
+    """64 rows by 128 outputs of y; the copy engine leaves out rows past the last."""
+    if BIAS:
+        WIDE: gl.constexpr = total.shape[1]
+        o = out0 + gl.arange(0, WIDE, layout=gl.SliceLayout(0, product))
+        total += gl.expand_dims(gl.load(bias + o).to(gl.float32), 0)
+    tma.store_wait(0)
+    _barrier()  # what was written before has been read
+    turning.store(total.to(gl.bfloat16))
+    fence_async_shared()
+    _barrier()
+    tma.async_copy_shared_to_global(y_tiles, [row, out0], turning)
+
+
+@gluon.jit
+def _consume(
+    x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turnings, full, empty, rows, high, items, tiles, steps,
+    WHICH: gl.constexpr, TOGETHER: gl.constexpr, BIAS: gl.constexpr, product: gl.constexpr,
+):  # fmt: skip
+    """One of the two groups of warps that multiply."""
+    STAGES: gl.constexpr = x_ring.shape[0]
+    BLOCK: gl.constexpr = x_ring.shape[1]
+    OUTS: gl.constexpr = w_ring.shape[1]
+    HALF: gl.constexpr = BLOCK // 2
+    WIDE: gl.constexpr = 128  # outputs of one scale of the weight
+    turning = turnings.index(WHICH)
+    done = 0
+    acc = gl.zeros([HALF, WIDE], gl.float32, product)
+    for item in range(gl.program_id(0), items, gl.num_programs(0)):
+        row, tile = _place(item, high, tiles, TOGETHER)
+        first = row * BLOCK + WHICH * HALF
+        m = first + gl.arange(0, HALF, layout=gl.SliceLayout(1, product))
+        x_at, w_at = x_scales + m, w_scales + tile * (OUTS // WIDE) * steps
+        a = gl.load(x_at, mask=m < rows, other=0.0)
+        b = gl.load(w_at)
+        left = gl.zeros([HALF, WIDE], gl.float32, product)
+        if OUTS > WIDE:
+            c = gl.load(w_at + steps)
+            right = gl.zeros([HALF, WIDE], gl.float32, product)
+        for step in range(steps):
+            place = done % STAGES
+            by_left = gl.expand_dims(a * b, 1)
+            after = min(step + 1, steps - 1)
+            b = gl.load(w_at + after)
+            if OUTS > WIDE:
+                by_right = gl.expand_dims(a * c, 1)
+                c = gl.load(w_at + steps + after)
+            a = gl.load(x_at + after * rows, mask=m < rows, other=0.0)
+            mbarrier.wait(full.index(place), done // STAGES & 1)
+            x_now, w_now = x_ring.index(place).slice(WHICH * HALF, HALF, dim=0), w_ring.index(place)
+            acc = _step_sum(x_now, w_now.slice(0, WIDE, dim=0), acc, rows < 0)
+            if OUTS > WIDE:
+                left = warpgroup_mma_wait(0, deps=[left + acc * by_left])  # before acc's registers are wanted again
+                acc = _step_sum(x_now, w_now.slice(WIDE, WIDE, dim=0), acc, rows < 0)
+                async_copy.mbarrier_arrive(empty.index(place), increment_count=False)
+                right = warpgroup_mma_wait(0, deps=[right + acc * by_right])
+            else:
+                async_copy.mbarrier_arrive(empty.index(place), increment_count=False)
+                left += acc * by_left
+            done += 1
+        _write(left, bias, y_tiles, turning, first, tile * OUTS, BIAS, product)
+        if OUTS > WIDE:
+            _write(right, bias, y_tiles, turning, first, tile * OUTS + WIDE, BIAS, product)
+    tma.store_wait(0)
+
+
+@gluon.jit(do_not_specialize=["rows", "high", "items", "tiles", "steps"])
+def fp8_product(
+    code_tiles, weight_tiles, x_scales, w_scales, bias, y_tiles, rows, high, items, tiles, steps,
+    STAGES: gl.constexpr, TOGETHER: gl.constexpr, BIAS: gl.constexpr, product: gl.constexpr,
+):  # fmt: skip
+    """`items` tiles of y, `tiles` side by side and `high` below each other, spread over the programs."""
+    BLOCK: gl.constexpr = code_tiles.block_shape[0]
+    GROUP: gl.constexpr = code_tiles.block_shape[1]
+    OUTS: gl.constexpr = weight_tiles.block_shape[0]
+    x_ring = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, BLOCK, GROUP], code_tiles.layout)
+    w_ring = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, OUTS, GROUP], weight_tiles.layout)
+    turnings = gl.allocate_shared_memory(gl.bfloat16, [2, BLOCK // 2, 128], y_tiles.layout)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for each in gl.static_range(STAGES):
+        mbarrier.init(full.index(each), count=1)
+        mbarrier.init(empty.index(each), count=256)  # threads that multiply
+    fence_async_shared()
+    _barrier()
+    FIRST: gl.constexpr = 0
+    SECOND: gl.constexpr = 1
+    gl.warp_specialize(
+        [
+            (
+                _consume,
+                (
+                    x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turnings, full, empty,
+                    rows, high, items, tiles, steps, FIRST, TOGETHER, BIAS, product,
+                ),
+            ),
+            (
+                _consume,
+                (
+                    x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turnings, full, empty,
+                    rows, high, items, tiles, steps, SECOND, TOGETHER, BIAS, product,
+                ),
+            ),
+            (
+                _produce,
+                (code_tiles, weight_tiles, x_ring, w_ring, full, empty, high, items, tiles, steps, TOGETHER),
+            ),
+        ],
+        [4, 1],
+        [232, 40],
+    )  # fmt: skip
+
+
+@cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def takes_w8a8(x: Tensor, packed: PackedWeight) -> bool:
+    """Whether x[.., in] times this weight (fp8 in blocks of 128 x 128) has a fast path."""
+    here = x.device == packed.device and x.device.index == torch.cuda.current_device()
+    whole = packed.shape[0] % GROUP == 0 and packed.shape[1] % GROUP == 0
+    hopper = torch.cuda.get_device_capability(x.device) == (9, 0)
+    return here and hopper and whole and x.dtype == torch.bfloat16 and x.numel() > 0
+
+
+def product_w8a8(
+    codes: Tensor, scales: Tensor, packed: PackedWeight, bias: Tensor | None = None, outs: int | None = None
+) -> Tensor:
+    """codes[rows, in], scales[rows, in / 128] of `quantize_activations` -> bfloat16 y[rows, out].
+
+    outs    outputs of a tile, 128 or 256; by itself whichever leaves fewer multiprocessors idle. No bit depends on it.
+    """
+    (out, width), rows = packed.shape, codes.shape[0]
+    weight = packed.tensors["weight"]
+    codes, weight = (each if each.data_ptr() % 16 == 0 else each.clone() for each in (codes, weight.contiguous()))
+    w_scales = packed.tensors[scale_key(packed.tensors)].to(torch.float32).contiguous()
+    x_scales = scales.t().contiguous().view(-1)
+    y = torch.empty(rows, out, dtype=torch.bfloat16, device=codes.device)
+    outs = outs or _outs(rows, out, _multiprocessors(codes.device.index))
+    high, tiles = -(-rows // BLOCK), out // outs
+    items = high * tiles
+    by_step, by_result = gl.NVMMASharedLayout(128, 8, 2), gl.NVMMASharedLayout(128, 16, 2)
+    fp8_product[(min(items, _multiprocessors(codes.device.index)),)](
+        TensorDescriptor.from_tensor(codes, [BLOCK, GROUP], by_step),
+        TensorDescriptor.from_tensor(weight, [outs, GROUP], by_step),
+        x_scales, w_scales, y if bias is None else bias.contiguous(),
+        TensorDescriptor.from_tensor(y, [HALF, 128], by_result),
+        rows, high, items, tiles, width // GROUP,
+        stages(outs), _TOGETHER, bias is not None, layout(), num_warps=4,
+    )  # fmt: skip
+    return y
+
+
+def layout() -> gl.NVMMADistributedLayout:
+    """How the tensor core leaves 64 rows by 128 outputs in the registers of four warps."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
+
+
+def _outs(rows: int, out: int, multiprocessors: int) -> int:
+    """128 or 256, whichever has all multiprocessors done sooner; a tile of 256 takes 1.8 times as long (measured)."""
+    if out % 256 != 0:
+        return 128
+    items = -(-rows // BLOCK) * (out // 128)
+    rounds, wide_rounds = -(-items // multiprocessors), -(-items // 2 // multiprocessors)
+    return 256 if 1.8 * wide_rounds <= rounds else 128
