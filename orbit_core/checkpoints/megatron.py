@@ -143,7 +143,7 @@ class MegatronCheckpoint(Checkpoint):
             self.architecture = Architecture.from_json(index["architecture"], where)
             self.quantization_config = checked_block(index["quantization_config"], where)
             self._chunks = {key: _chunks_from_json(self.directory, entry) for key, entry in index["tensors"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             fix = "convert again"
             raise InputError(where, "the index that convert writes", f"{type(error).__name__}: {error}", fix) from None
         self._home: dict[str, tuple[_Stored, int]] = {}
