@@ -10,15 +10,15 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def ahead(calls: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
-    """What `calls` return, in their order. Each is called by a second thread, one before it is asked for; so two
-    results are in memory at a time. What a call raises is raised in its turn."""
+def ahead(calls: Iterable[Callable[[], T]], threads: int = 1) -> Generator[T, None, None]:
+    """What `calls` return, in their order. Each is called by another thread before it is asked for, as many at a time
+    as there are `threads`; so one result more than that is in memory. What a call raises is raised in its turn."""
     waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(1, "ahead") as pool:
+    with ThreadPoolExecutor(threads, "ahead") as pool:
         try:
             for call in calls:
                 waiting.append(pool.submit(call))
-                if len(waiting) == 2:
+                if len(waiting) > threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from orbit_kernels import FormatError, FormatSpec, PackedWeight, is_finite, quantize
@@ -33,6 +34,7 @@ from orbit_core.recipe import Precision
 from orbit_core.store.growing import Growing
 
 SLAB_ELEMENTS = 1 << 20
+T = TypeVar("T")
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 _FUSED_EXPERTS = re.compile(r"(?P<prefix>.*\.mlp\.experts)\.(?P<kind>gate_up_proj|down_proj)(\.weight)?")
 _SHARED_SCALE = re.compile(r"\.(q_proj|k_proj|v_proj|gate_proj|up_proj)$")  # siblings that engines fuse
@@ -73,7 +75,7 @@ def quantize_checkpoint(
     plan = {stored: meta for metas in made.values() for stored, meta in metas.items()}
     shared = _SharedMagnitudes(source, sources, targets) if spec.name == "nvfp4" else None
 
-    with HFWriter(directory, plan, max_shard_bytes, growing) as writer:
+    with _a_slab_a_core() as cores, HFWriter(directory, plan, max_shard_bytes, growing) as writer:
         for done, (name, where) in enumerate(sources.items()):
             progress(done, len(sources), name)
             if writer.has(name, made[name]):
@@ -82,7 +84,7 @@ def quantize_checkpoint(
             if target is None:
                 _copy_plain(source, where, name, writer)
             else:
-                _pack(source, where, name, target, shared.of(name) if shared else None, writer)
+                _pack(source, where, name, target, shared.of(name) if shared else None, writer, cores)
             writer.record(name, made[name])
     packed = [name.removesuffix(".weight") for name, target in targets.items() if target is not None]
     write_json(directory / "config.json", _config(source, spec, targets))
@@ -156,18 +158,32 @@ def _planned(source: HFCheckpoint, name: str, where: Source, target: FormatSpec 
     return {f"{module}.{suffix}": meta for suffix, meta in stored_tensors(target, shape).items()}
 
 
-def _slabs(source: HFCheckpoint, where: Source, name: str) -> Iterator[Tensor]:
-    """The rows of a weight as [n, width] pieces of its own dtype, n a multiple of 128 but for the last."""
+@contextmanager
+def _a_slab_a_core() -> Iterator[int]:
+    """How many slabs to work on at once: as many as torch has threads, which then has one for each of them. Most of
+    what quantising does waits for memory or for Python, where whole slabs get further than parts of one."""
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield cores
+    finally:
+        torch.set_num_threads(cores)
+
+
+def _slabs(
+    source: HFCheckpoint, where: Source, name: str, work: Callable[[Tensor], T], threads: int = 1
+) -> Iterator[T]:
+    """`work` on the rows of a weight as [n, width] pieces of its own dtype, n a multiple of 128 but for the last."""
     step = max(128, SLAB_ELEMENTS // max(where.width, 1) // 128 * 128)
     matrix = source.stored[where.tensor].matrix(where.width)
 
-    def slab(start: int) -> Tensor:
+    def slab(start: int) -> T:
         rows = matrix.rows(start, min(start + step, where.stop))
         _require_finite(rows, name)
-        return rows
+        return work(rows)
 
     starts = range(where.start, where.stop, step)
-    yield from ahead(partial(slab, start) for start in starts) if len(starts) > 1 else map(slab, starts)
+    yield from ahead((partial(slab, start) for start in starts), threads) if len(starts) > 1 else map(slab, starts)
 
 
 def _copy_plain(source: HFCheckpoint, where: Source, name: str, writer: HFWriter) -> None:
@@ -176,8 +192,8 @@ def _copy_plain(source: HFCheckpoint, where: Source, name: str, writer: HFWriter
         _require_finite(whole, name)
         writer.add(name, _to_bf16(whole, name))
         return
-    for slab in _slabs(source, where, name):
-        writer.append(name, _to_bf16(slab, name))
+    for rounded in _slabs(source, where, name, partial(_to_bf16, name=name)):
+        writer.append(name, rounded)
 
 
 def _require_finite(values: Tensor, name: str) -> None:
@@ -194,18 +210,27 @@ def _to_bf16(values: Tensor, name: str) -> Tensor:
 
 
 def _pack(
-    source: HFCheckpoint, where: Source, name: str, spec: FormatSpec, magnitude: Tensor | None, writer: HFWriter
+    source: HFCheckpoint,
+    where: Source,
+    name: str,
+    spec: FormatSpec,
+    magnitude: Tensor | None,
+    writer: HFWriter,
+    threads: int,
 ) -> None:
-    """Quantise one weight slab by slab and write its tensors."""
+    """Quantise one weight slab by slab, several at once, and write its tensors."""
     module = name.removesuffix(".weight")
     shape = (where.stop - where.start, where.width)
     whole: dict[str, Tensor] = {}  # per-tensor values: written once
-    for slab in _slabs(source, where, name):
+
+    def pack(slab: Tensor) -> PackedWeight:
         try:
-            packed = _quantize_slab(slab, spec, magnitude)
+            return _quantize_slab(slab, spec, magnitude)
         except FormatError as error:
             fix = "choose another precision.format"
             raise InputError(f"tensor {name}", f"a weight that {spec.name} can hold", str(error), fix) from None
+
+    for packed in _slabs(source, where, name, pack, threads):
         for suffix, tensor in packed.tensors.items():
             if suffix == "weight_shape":
                 whole[suffix] = torch.tensor(shape, dtype=tensor.dtype)
@@ -243,11 +268,17 @@ class _SharedMagnitudes:
     def of(self, name: str) -> Tensor:
         family = _family(name)
         if family not in self._largest:
-            slabs = (
-                slab for each in self._families[family] for slab in _slabs(self._source, self._sources[each], each)
+            largest = (
+                value
+                for each in self._families[family]
+                for value in _slabs(self._source, self._sources[each], each, _magnitude)
             )
-            self._largest[family] = torch.stack([slab.abs().amax().float() for slab in slabs]).amax()
+            self._largest[family] = torch.stack(list(largest)).amax()
         return self._largest[family]
+
+
+def _magnitude(slab: Tensor) -> Tensor:
+    return slab.abs().amax().float()
 
 
 def _family(name: str) -> str:
