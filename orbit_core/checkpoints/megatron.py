@@ -214,7 +214,9 @@ def _chunks_from_json(directory: Path, entry: Mapping[str, Any]) -> list[_Stored
         file = regular_file(directory, chunk["file"])
         size = sizes.setdefault(chunk["file"], file.stat().st_size)
         offset, length = chunk["bytes"]
-        meta = TensorMeta(dtype, tuple(int(n) for n in chunk["shape"]))
+        meta = TensorMeta(dtype, tuple(chunk["shape"]))
+        if not all(type(number) is int for number in (offset, length, *meta.shape)):
+            raise ValueError(f"bytes {chunk['bytes']} of shape {chunk['shape']}")
         if min(offset, length, *meta.shape, 0) < 0 or offset + length > size or length != meta.nbytes:
             raise InputError(f"{file}", f"{meta.nbytes} bytes at {offset}", f"{size} bytes in all", "convert again")
         fusion = Fusion(**{**chunk["fusion"], "rows": tuple(chunk["fusion"].get("rows", ()))})
