@@ -17,10 +17,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_PROGRAM = (  # finds modules where this process finds them
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
-    "from orbit_core.data.parquet_footer import answer; answer()"
-)
+from orbit_core.other_process import python_command
+
+_PROGRAM = "from orbit_core.data.parquet_footer import answer; answer()"
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class _Reader:
     def _start(self) -> None:
         self._owner = os.getpid()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, json.dumps(sys.path)],
+            python_command(_PROGRAM),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -11,23 +11,20 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 import weakref
 from contextlib import suppress
 from typing import Any
 
 from orbit_core.errors import InputError, OrbitError
+from orbit_core.other_process import python_command
 from orbit_core.recipe import Reward
 from orbit_core.rl.judge_main import SHOW_THE_LINE
 from orbit_core.rl.types import Prompt
 
 GRACE = 10.0  # seconds beyond the limit after which a judge that no signal interrupted is killed
 START = 600.0  # seconds that a judge may take to import what it needs
-_PROGRAM = (  # finds modules where this process finds them
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
-    "from orbit_core.rl.judge_main import main; main(int(sys.argv[2]))"
-)
+_PROGRAM = "from orbit_core.rl.judge_main import main; main(int(sys.argv[2]))"
 LAST_WORDS = 0.5  # seconds that a process has to end by itself, or to show where it hangs
 
 
@@ -69,7 +66,7 @@ class JudgeProcess:
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, json.dumps(sys.path), str(os.getpid())],
+            python_command(_PROGRAM, str(os.getpid())),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0,  # what it starts is killed with it; what the run's group is told is not for it
