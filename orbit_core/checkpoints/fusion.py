@@ -13,7 +13,7 @@ the rows that stay together are no multiple of 128, every scale is repeated unti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,6 +62,13 @@ class Fusion:
         if self.kind == "blocks":
             parts = [refine(part, rows, self.block, self.grid) for part, rows in zip(parts, self.rows, strict=True)]
         return interleave(parts, self.groups)
+
+    def order(self, shape: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+        """(part, its first row, its last row) as they follow each other in a fused tensor of `shape`, for the kinds
+        whose rows move and nothing else: copy and rows."""
+        runs = [count // self.groups for count in self.rows] if self.kind == "rows" else [shape[0]]
+        for group in range(self.groups):
+            yield from ((position, group * run, (group + 1) * run) for position, run in enumerate(runs))
 
     def part(self, position: int, rows: Callable[[int, int], Tensor]) -> Tensor:
         """One part of a fused tensor that can hand out its rows; no other row is asked for. Not for kind copy.

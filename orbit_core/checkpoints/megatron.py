@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,13 @@ from orbit_core.checkpoints.hf import SHARD_BYTES, HFCheckpoint, HFWriter, copy_
 from orbit_core.checkpoints.layout import Chunk, MegatronTensor, plan, rows_of
 from orbit_core.checkpoints.quantization import precision_of
 from orbit_core.checkpoints.scheme import checked_block
-from orbit_core.checkpoints.tensorfile import StoredTensor, TensorMeta, natural_order
+from orbit_core.checkpoints.tensorfile import StoredTensor, TensorMeta, as_bytes, natural_order
 from orbit_core.checkpoints.torch_dist import FILE_BYTES, dtype_from, meta_to_json, write_chunks
 from orbit_core.errors import InputError
 from orbit_core.store.growing import Growing
 
 INDEX = "orbit.json"
-MAPPED_BYTES = 256 << 20  # an embedding of more than this is not brought into memory to be copied
+LARGE = 1 << 20  # bytes of a tensor that is moved a piece at a time; a piece stays in the processor's cache
 VERSION = 1
 Progress = Callable[[int, int, str], None]
 
@@ -60,13 +60,16 @@ def to_megatron(
     out.mkdir(parents=True, exist_ok=True)
     tensors = plan(source.architecture, source.metas, _check_linears(source))
 
-    def make(chunk: Chunk) -> Tensor:
-        first = source.stored[chunk.parts[0]]
-        if chunk.fusion.kind == "copy" and first.meta.nbytes > MAPPED_BYTES:
-            return first.mapped().reshape(chunk.sizes)
-        return chunk.fusion.fuse([source.tensor(name) for name in chunk.parts]).reshape(chunk.sizes)
+    def pieces(chunk: Chunk) -> Iterator[memoryview]:
+        parts = [source.stored[name] for name in chunk.parts]
+        if sum(part.meta.nbytes for part in parts) < LARGE or chunk.fusion.kind not in ("copy", "rows"):
+            yield as_bytes(chunk.fusion.fuse([part.read() for part in parts]))
+            return
+        for position, start, stop in chunk.fusion.order(chunk.shape):
+            yield from parts[position].octets(start, stop, buffer)
 
-    places = write_chunks(out, tensors, make, progress, max_file_bytes, growing)
+    buffer = memoryview(bytearray(LARGE))
+    places = write_chunks(out, tensors, pieces, progress, max_file_bytes, growing)
     names = sorted({spec.name for spec in formats.values()} - {"bf16"}) or ["bf16"]
     refined = sum(c.fusion.grid != c.fusion.block for t in tensors.values() for c in t.chunks)
     facts = {

@@ -11,12 +11,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import mmap
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +78,22 @@ class StoredTensor:
         """The whole tensor, in memory of its own."""
         return self._read(self.meta.shape, self.offset)
 
-    def mapped(self) -> Tensor:
-        """The whole tensor in pages of the file, for one that is too large to be held. Only to be read, and let go."""
-        with open(self.file, "rb") as file:
-            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        octets = torch.frombuffer(pages, dtype=torch.uint8, count=self.meta.nbytes, offset=self.offset)
-        return octets.view(self.meta.dtype).view(self.meta.shape)
-
     def rows(self, start: int, stop: int) -> Tensor:
         """[stop - start, ...]: rows along the first dimension."""
-        first, *rest = self.meta.shape
-        if not 0 <= start <= stop <= first:
-            raise IndexError(f"rows {start}:{stop} of {first}")
-        row_bytes = math.prod(rest) * self.meta.dtype.itemsize
-        return self._read((stop - start, *rest), self.offset + start * row_bytes)
+        if not 0 <= start <= stop <= self.meta.shape[0]:
+            raise IndexError(f"rows {start}:{stop} of {self.meta.shape[0]}")
+        return self._read((stop - start, *self.meta.shape[1:]), self._start_of(start))
+
+    def octets(self, start: int, stop: int, buffer: memoryview) -> Iterator[memoryview]:
+        """The bytes of rows start:stop in turn, each time as many as `buffer` holds, and in its memory: a piece is gone
+        when the next one is asked for."""
+        first, end = (self._start_of(row) for row in (start, stop))
+        with open(self.file, "rb", buffering=0) as file:
+            file.seek(first)
+            for offset in range(first, end, len(buffer)):
+                piece = buffer[: end - offset]
+                self._fill(file, piece)
+                yield piece
 
     def pieces(self, elements: int) -> Iterator[Tensor]:
         """All rows in turn, about `elements` numbers at a time; a tensor without rows is one piece."""
@@ -108,19 +110,25 @@ class StoredTensor:
         count = math.prod(self.meta.shape) // width
         return StoredTensor(self.file, self.offset, TensorMeta(self.meta.dtype, (count, width)))
 
+    def _start_of(self, row: int) -> int:
+        return self.offset + row * math.prod(self.meta.shape[1:]) * self.meta.dtype.itemsize
+
     def _read(self, shape: tuple[int, ...], offset: int) -> Tensor:
         tensor = torch.empty(shape, dtype=self.meta.dtype)
-        view = as_bytes(tensor)
         with open(self.file, "rb", buffering=0) as file:
             file.seek(offset)
-            done = 0
-            while done < len(view):
-                count = file.readinto(view[done:])
-                if not count:
-                    found = f"{done}: truncated"
-                    raise InputError(f"{self.file}", f"{len(view)} bytes at {offset}", found, FETCH)
-                done += count
+            self._fill(file, as_bytes(tensor))
         return tensor
+
+    def _fill(self, file: FileIO, memory: memoryview) -> None:
+        """The next bytes of `file`, as many as `memory` holds."""
+        done = 0
+        while done < len(memory):
+            count = file.readinto(memory[done:])
+            if not count:
+                found = f"{done}: truncated"
+                raise InputError(f"{self.file}", f"{len(memory)} bytes at {file.tell() - done}", found, FETCH)
+            done += count
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

@@ -6,74 +6,62 @@
     orbit.json      our index: every chunk's parts, fusion, dtype and the place of its raw bytes
 
 The pickles are written for Megatron and never read here: an archive stores its tensor as one uncompressed record, and
-orbit.json says where that record lies, so reading is a seek and needs no unpickler at all. Chunks are written one at a
-time while the next is read; memory is two fused tensors with their parts. Nothing in the files depends on time or
+orbit.json says where that record lies, so reading is a seek and needs no unpickler at all. The archive is torch's, made
+around a hole into which the bytes of the parts then pass, a piece at a time. Nothing in the files depends on time or
 place, so equal inputs give equal bytes.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
-from functools import partial
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from orbit_core.checkpoints.ahead import ahead
 from orbit_core.checkpoints.layout import Chunk, MegatronTensor
 from orbit_core.checkpoints.tensorfile import TensorMeta
 from orbit_core.store.growing import Growing
 
 FILE_BYTES = 5 * 10**9
-LARGE = 1 << 20  # bytes of a chunk for which another thread is worth asking
 _RECORD = "archive/data/0"
-_LOCAL_HEADER = 30  # bytes of a zip entry's fixed local header; two lengths at 26 say how much follows
+# Of a zip file (APPNOTE.TXT 4.3): where lengths and checksums stand in what surrounds an entry's bytes.
+_LOCAL_HEADER, _CENTRAL_HEADER = 30, 46  # bytes before the name; in the first its length and the extra field's, at 26
+_CENTRAL_CRC, _DESCRIPTOR = 16, b"PK\x07\x08"  # the checksum's place; behind the bytes, right before the checksum
 
 
 def write_chunks(
     directory: Path,
     tensors: Mapping[str, MegatronTensor],
-    make: Callable[[Chunk], Tensor],
+    pieces: Callable[[Chunk], Iterable[memoryview]],
     progress: Callable[[int, int, str], None],
     max_file_bytes: int = FILE_BYTES,
     growing: Growing | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Write all chunks and DCP's metadata; returns key -> per chunk {file, archive: [offset, length], bytes: [offset,
-    length]} for orbit.json. With `growing` it goes on at the chunk where a try that died was."""
+    """Write all chunks, each the bytes that `pieces` gives in turn, and DCP's metadata. Returns key -> per chunk {file,
+    archive: [offset, length], bytes: [offset, length]} for orbit.json. With `growing` it goes on at the chunk where a
+    try that died was."""
     chunks = {f"{key} {i}": chunk for key, tensor in tensors.items() for i, chunk in enumerate(tensor.chunks)}
     files = _ChunkFiles(directory, chunks, max_file_bytes, growing)
     places: dict[str, list[dict[str, Any]]] = {}
     try:
-        large = dict.fromkeys(unit for unit in _large(tensors) if unit not in files.places)
-        with closing(ahead(partial(make, chunks[unit]) for unit in large)) as read:
-
-            def made(unit: str) -> Tensor:
-                return next(read) if unit in large else make(chunks[unit])
-
-            for done, (key, tensor) in enumerate(tensors.items()):
-                progress(done, len(tensors), key)
-                units = [f"{key} {i}" for i in range(len(tensor.chunks))]
-                places[key] = [files.places.get(unit) or files.write(unit, made(unit)) for unit in units]
+        for done, (key, tensor) in enumerate(tensors.items()):
+            progress(done, len(tensors), key)
+            places[key] = [
+                files.places.get(unit) or files.write(unit, tensor.meta.dtype, pieces(chunks[unit]))
+                for unit in (f"{key} {i}" for i in range(len(tensor.chunks)))
+            ]
         files.hand_over()
     finally:
         files.close()
     _write_metadata(directory, tensors, places)
     return places
-
-
-def _large(tensors: Mapping[str, MegatronTensor]) -> Iterator[str]:
-    for key, tensor in tensors.items():
-        for i, chunk in enumerate(tensor.chunks):
-            if math.prod(chunk.sizes) * tensor.meta.dtype.itemsize >= LARGE:
-                yield f"{key} {i}"
 
 
 class _ChunkFiles:
@@ -82,7 +70,7 @@ class _ChunkFiles:
     def __init__(
         self, directory: Path, chunks: Mapping[str, Chunk], max_file_bytes: int, growing: Growing | None
     ) -> None:
-        self._directory, self._max_bytes, self._growing = directory, max_file_bytes, growing
+        self._directory, self._chunks, self._max_bytes, self._growing = directory, chunks, max_file_bytes, growing
         self.places: dict[str, dict[str, Any]] = {}
         self._number = 0
         self._file: IO[bytes] | None = None
@@ -93,11 +81,12 @@ class _ChunkFiles:
             self.places = {unit: entry["place"] for unit, entry in growing.units.items()}
             self._go_on()
 
-    def write(self, unit: str, tensor: Tensor) -> dict[str, Any]:
+    def write(self, unit: str, dtype: torch.dtype, pieces: Iterable[memoryview]) -> dict[str, Any]:
         """Append one chunk; returns its place."""
         if self._file is None:
             self._file = open(self._path(), "x+b")  # noqa: SIM115
-        place = {"file": self._name(), **_write_archive(self._file, tensor)}
+        hollow = torch.empty(self._chunks[unit].sizes, dtype=dtype)
+        place = {"file": self._name(), **_write_archive(self._file, hollow, pieces)}
         if self._growing is not None:
             self._file.flush()
             self._growing.record(unit, self._name(), place=place)
@@ -169,21 +158,46 @@ class _Tail:
         return True
 
 
-def _write_archive(file: IO[bytes], tensor: Tensor) -> dict[str, Any]:
-    """Append one tensor as torch.save does, and find where its raw bytes came to lie."""
+def _write_archive(file: IO[bytes], hollow: Tensor, pieces: Iterable[memoryview]) -> dict[str, Any]:
+    """Append one tensor as torch.save does, and say where its raw bytes lie. `hollow` is its dtype and shape, in memory
+    that nobody touches; its bytes are `pieces`.
+
+    torch leaves room for the bytes and enters 0 as their checksum; both are filled in here. An archive that torch.save
+    makes of the whole tensor differs in `.data/serialization_id`, which is torch's hash of all checksums.
+    """
     start = file.tell()
-    torch.save(tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor, file)
+    with torch.serialization.skip_data():
+        torch.save(hollow, file)
     end = file.tell()
     with zipfile.ZipFile(_Tail(file, start)) as archive:
-        entry = archive.getinfo(_RECORD)
+        entry, central = archive.getinfo(_RECORD), start + archive.start_dir
     header = start + entry.header_offset
     file.seek(header)
     name_length, extra_length = struct.unpack("<HH", file.read(_LOCAL_HEADER)[26:30])
     offset = header + _LOCAL_HEADER + name_length + extra_length
-    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != tensor.nbytes:
-        raise RuntimeError(f"torch.save wrote {entry.file_size} bytes for a tensor of {tensor.nbytes}")
+    written = checksum = 0
+    file.seek(offset)
+    for piece in pieces:
+        written += file.write(piece)
+        checksum = zlib.crc32(piece, checksum)
+    if entry.compress_type != zipfile.ZIP_STORED or not entry.file_size == hollow.nbytes == written:
+        raise RuntimeError(f"{written} bytes for a tensor of {hollow.nbytes}; torch.save left {entry.file_size}")
+    if written:
+        _enter_checksum(file, checksum, offset + written, central, end)
     file.seek(end)
-    return {"archive": [start, end - start], "bytes": [offset, tensor.nbytes]}
+    return {"archive": [start, end - start], "bytes": [offset, written]}
+
+
+def _enter_checksum(file: IO[bytes], checksum: int, behind: int, central: int, end: int) -> None:
+    """Both places of the record's CRC-32: the descriptor behind its bytes, and the central directory central:end."""
+    file.seek(behind)
+    if (found := file.read(len(_DESCRIPTOR))) != _DESCRIPTOR:
+        raise RuntimeError(f"torch.save wrote {found!r} behind a tensor's bytes, not {_DESCRIPTOR!r}")
+    file.seek(central)
+    name = central + file.read(end - central).index(_RECORD.encode())
+    for position in (behind + len(_DESCRIPTOR), name - _CENTRAL_HEADER + _CENTRAL_CRC):
+        file.seek(position)
+        file.write(struct.pack("<I", checksum))
 
 
 def _write_metadata(

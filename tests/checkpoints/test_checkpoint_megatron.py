@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from orbit_core.checkpoints import megatron
 from orbit_core.checkpoints.fusion import interleave
 from orbit_core.checkpoints.hf import HFCheckpoint, HFWriter
 from orbit_core.checkpoints.megatron import INDEX, MegatronCheckpoint, to_hf, to_megatron
-from orbit_core.checkpoints.tensorfile import TensorMeta
+from orbit_core.checkpoints.tensorfile import TensorMeta, as_bytes
+from orbit_core.checkpoints.torch_dist import _write_archive
 from orbit_core.errors import InputError
 
 Quantized = Callable[[str, str], Path]
@@ -158,14 +160,41 @@ def test_per_tensor_scales_are_stacked(quantized: Quantized, tmp_path: Path) -> 
     assert tensors["decoder.layers.0.mlp.experts.experts.linear_fc1.weight_global_scale"]["shape"] == [3, 2, 1]
 
 
-def test_a_tensor_that_is_mapped_and_not_read_gives_the_same_files(  # type: ignore[no-untyped-def]
-    quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int4-32"])
+def test_tensors_that_are_moved_in_pieces_give_the_same_files(  # type: ignore[no-untyped-def]
+    quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, precision: str
 ) -> None:
-    for name, limit in (("read", megatron.MAPPED_BYTES), ("mapped", 0)):
-        monkeypatch.setattr(megatron, "MAPPED_BYTES", limit)
-        to_megatron(quantized("moe", "fp8"), tmp_path / name)
-    for path in (tmp_path / "read").iterdir():
-        assert (tmp_path / "mapped" / path.name).read_bytes() == path.read_bytes()
+    to_megatron(quantized(model, precision), tmp_path / "whole")
+    monkeypatch.setattr(megatron, "LARGE", 1000)  # no divisor of a row
+    to_megatron(quantized(model, precision), tmp_path / "pieces")
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "pieces" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (3, 5), (1, 7, 2)])
+def test_an_archive_is_the_one_that_torch_saves(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    tensor = torch.randn(shape, dtype=torch.bfloat16)
+    with open(tmp_path / "two", "x+b") as file:
+        file.write(b"before")
+        place = _write_archive(file, torch.empty_like(tensor), [as_bytes(tensor)])
+        assert file.tell() == sum(place["archive"])
+    torch.save(tensor, tmp_path / "archive")
+    archive = (tmp_path / "two").read_bytes()[6:]
+    offset, length = place["bytes"]
+    assert archive[offset - 6 :][:length] == bytes(as_bytes(tensor))
+    (tmp_path / "ours").write_bytes(archive)
+    assert torch.equal(torch.load(tmp_path / "ours", weights_only=True), tensor)
+    with zipfile.ZipFile(tmp_path / "ours") as ours, zipfile.ZipFile(tmp_path / "archive") as theirs:
+        assert ours.testzip() is None, "a checksum is wrong"
+        assert [entry.header_offset for entry in ours.infolist()] == [e.header_offset for e in theirs.infolist()]
+        differing = [name for name in theirs.namelist() if ours.read(name) != theirs.read(name)]
+        assert differing in ([], ["archive/.data/serialization_id"])
+
+
+def test_a_tensor_of_other_bytes_than_planned_is_not_written(tmp_path: Path) -> None:
+    with open(tmp_path / "one", "x+b") as file, pytest.raises(RuntimeError, match="3 bytes for a tensor of 4"):
+        _write_archive(file, torch.empty(4, dtype=torch.uint8), [memoryview(b"abc")])
 
 
 def test_equal_checkpoints_convert_to_equal_files(quantized: Quantized, tmp_path: Path) -> None:
