@@ -27,13 +27,12 @@ from orbit_core.checkpoints.hf import SHARD_BYTES, HFCheckpoint, HFWriter, copy_
 from orbit_core.checkpoints.layout import Chunk, MegatronTensor, plan, rows_of
 from orbit_core.checkpoints.quantization import precision_of
 from orbit_core.checkpoints.scheme import checked_block
-from orbit_core.checkpoints.tensorfile import StoredTensor, TensorMeta, as_bytes, natural_order
+from orbit_core.checkpoints.tensorfile import PIECE, StoredTensor, TensorMeta, as_bytes, natural_order
 from orbit_core.checkpoints.torch_dist import FILE_BYTES, dtype_from, meta_to_json, write_chunks
 from orbit_core.errors import InputError
 from orbit_core.store.growing import Growing
 
 INDEX = "orbit.json"
-LARGE = 1 << 20  # bytes of a tensor that is moved a piece at a time; a piece stays in the processor's cache
 VERSION = 1
 Progress = Callable[[int, int, str], None]
 
@@ -62,13 +61,12 @@ def to_megatron(
 
     def pieces(chunk: Chunk) -> Iterator[memoryview]:
         parts = [source.stored[name] for name in chunk.parts]
-        if sum(part.meta.nbytes for part in parts) < LARGE or chunk.fusion.kind not in ("copy", "rows"):
+        if sum(part.meta.nbytes for part in parts) < PIECE or chunk.fusion.kind not in ("copy", "rows"):
             yield as_bytes(chunk.fusion.fuse([part.read() for part in parts]))
             return
         for position, start, stop in chunk.fusion.order(chunk.shape):
-            yield from parts[position].octets(start, stop, buffer)
+            yield from map(as_bytes, parts[position].pieces(start, stop))
 
-    buffer = memoryview(bytearray(LARGE))
     places = write_chunks(out, tensors, pieces, progress, max_file_bytes, growing)
     names = sorted({spec.name for spec in formats.values()} - {"bf16"}) or ["bf16"]
     refined = sum(c.fusion.grid != c.fusion.block for t in tensors.values() for c in t.chunks)

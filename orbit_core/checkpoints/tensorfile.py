@@ -15,7 +15,6 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orbit_core.checkpoints.ahead import ahead
 from orbit_core.checkpoints.files import FETCH, regular_file
 from orbit_core.errors import InputError
 
@@ -46,6 +44,7 @@ DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+PIECE = 1 << 20  # bytes that pass at a time: the processor's cache holds them, and larger writes cost Linux more
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _MAX_SIZE, _MAX_DIMENSIONS = 2**63 - 1, 64  # of torch
 
@@ -84,26 +83,22 @@ class StoredTensor:
             raise IndexError(f"rows {start}:{stop} of {self.meta.shape[0]}")
         return self._read((stop - start, *self.meta.shape[1:]), self._start_of(start))
 
-    def octets(self, start: int, stop: int, buffer: memoryview) -> Iterator[memoryview]:
-        """The bytes of rows start:stop in turn, each time as many as `buffer` holds, and in its memory: a piece is gone
-        when the next one is asked for."""
-        first, end = (self._start_of(row) for row in (start, stop))
-        with open(self.file, "rb", buffering=0) as file:
-            file.seek(first)
-            for offset in range(first, end, len(buffer)):
-                piece = buffer[: end - offset]
-                self._fill(file, piece)
-                yield piece
-
-    def pieces(self, elements: int) -> Iterator[Tensor]:
-        """All rows in turn, about `elements` numbers at a time; a tensor without rows is one piece."""
-        count = math.prod(self.meta.shape)
-        if len(self.meta.shape) == 0 or count <= elements:
+    def pieces(self, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        """The rows start:stop in turn, at most PIECE bytes at a time and one row at least; what has no rows is one
+        piece. All are read into the same memory: a piece is gone when the next one is asked for."""
+        if not self.meta.shape:
             yield self.read()
             return
-        step = max(1, elements * self.meta.shape[0] // count)
-        starts = range(0, self.meta.shape[0], step)
-        yield from ahead(partial(self.rows, start, min(start + step, self.meta.shape[0])) for start in starts)
+        stop = self.meta.shape[0] if stop is None else stop
+        row_bytes = self._start_of(1) - self._start_of(0)
+        step = max(1, min(stop - start, PIECE // max(row_bytes, 1)))
+        memory = torch.empty((step, *self.meta.shape[1:]), dtype=self.meta.dtype)
+        with open(self.file, "rb", buffering=0) as file:
+            file.seek(self._start_of(start))
+            for first in range(start, stop, step):
+                rows = memory[: stop - first]
+                self._fill(file, as_bytes(rows))
+                yield rows
 
     def matrix(self, width: int) -> StoredTensor:
         """The same bytes as a matrix [-1, width]."""
@@ -245,7 +240,7 @@ class SafetensorsWriter:
         self._file.seek(start)
         done = 0
         while done < len(view):
-            done += self._file.write(view[done:])
+            done += self._file.write(view[done : done + PIECE])
         self._next[name] = start + found.nbytes
         self._left -= found.nbytes
 

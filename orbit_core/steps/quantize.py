@@ -24,9 +24,10 @@ from orbit_core.checkpoints.files import regular_file
 from orbit_core.checkpoints.hf import COMPANIONS, INDEX, HFCheckpoint, HFWriter, copy_companions
 from orbit_core.checkpoints.inventory import Inventory
 from orbit_core.checkpoints.quantization import precision_of
-from orbit_core.checkpoints.quantizer import SLAB_ELEMENTS, Source, published, quantize_checkpoint
+from orbit_core.checkpoints.quantizer import Source, published, quantize_checkpoint
 from orbit_core.data.encode import load_tokenizer, stop_ids
 from orbit_core.errors import InputError, Interrupted
+from orbit_core.memory import reuse_freed_memory
 from orbit_core.recipe import Precision
 from orbit_core.steps.contract import StepContext
 from orbit_core.store.growing import Growing
@@ -34,6 +35,7 @@ from orbit_core.store.growing import Growing
 
 def run(context: StepContext) -> dict[str, Any]:
     """Facts: format, group_size, quantized_modules, tensors, bytes_before, bytes_after, passed_through."""
+    reuse_freed_memory()
     precision = Precision.model_validate(context.spec.params["precision"])
     base = HFCheckpoint(context.inputs["base"])
     check_companions(base)
@@ -161,7 +163,7 @@ def _take_module(
     for name in names:
         if packed is None or name.rpartition(".")[2] not in packed.tensors:
             shapes[name] = base.metas[name].shape
-            for rows in base.stored[name].pieces(SLAB_ELEMENTS):
+            for rows in base.stored[name].pieces():
                 if not is_finite(rows):
                     fix = "the base is damaged; fetch it again"
                     raise InputError(f"tensor {name}", "finite numbers", "NaN or infinity", fix)

@@ -17,7 +17,7 @@ import torch
 from orbit_kernels import dequantize
 from small_models import MODELS, PRECISIONS, config_of, tensors_of, write_model
 
-from orbit_core.checkpoints import megatron
+from orbit_core.checkpoints import megatron, tensorfile
 from orbit_core.checkpoints.fusion import interleave
 from orbit_core.checkpoints.hf import HFCheckpoint, HFWriter
 from orbit_core.checkpoints.megatron import INDEX, MegatronCheckpoint, to_hf, to_megatron
@@ -166,7 +166,8 @@ def test_tensors_that_are_moved_in_pieces_give_the_same_files(  # type: ignore[n
     quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, precision: str
 ) -> None:
     to_megatron(quantized(model, precision), tmp_path / "whole")
-    monkeypatch.setattr(megatron, "LARGE", 1000)  # no divisor of a row
+    for module in (megatron, tensorfile):
+        monkeypatch.setattr(module, "PIECE", 1000)
     to_megatron(quantized(model, precision), tmp_path / "pieces")
     for path in (tmp_path / "whole").iterdir():
         assert (tmp_path / "pieces" / path.name).read_bytes() == path.read_bytes()

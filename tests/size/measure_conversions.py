@@ -38,7 +38,7 @@ from orbit_core.steps.contract import InputRef, StepSpec  # noqa: E402
 from orbit_core.store.digests import digest_path  # noqa: E402
 
 SETTLED_SECONDS = 2.5  # before the digest of a file is remembered
-PIECE = 8 << 20
+PIECE = 1 << 20  # larger pieces took the copy twice as long: a write of many pages at once costs the kernel more
 COPY = f"""
 import hashlib, os, sys
 for source in sys.argv[2:]:
