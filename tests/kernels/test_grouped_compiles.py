@@ -57,17 +57,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
-from orbit_kernels.fast.w8a8 import BLOCK, GROUP, HALF, fp8_product, layout, stages
+from orbit_kernels.fast.w8a8 import BLOCK, GROUP, HALF, TILE, fp8_product, layout, stages
 
 by_step, by_result = gl.NVMMASharedLayout(128, 8, 2), gl.NVMMASharedLayout(128, 16, 2)
-for outs in (128, 256):
-    constants = {"STAGES": stages(outs), "TOGETHER": 16, "BIAS": True, "product": layout()}
+for span in (1, 2):
+    constants = {"STAGES": stages(span), "SPAN": span, "TOGETHER": 16, "BIAS": True, "product": layout()}
     signature = {
         "code_tiles": f"tensordesc<fp8e4nv[{BLOCK}, {GROUP}],{by_step!r}>",
-        "weight_tiles": f"tensordesc<fp8e4nv[{outs}, {GROUP}],{by_step!r}>",
+        "weight_tiles": f"tensordesc<fp8e4nv[{TILE}, {GROUP}],{by_step!r}>",
         "x_scales": "*fp32", "w_scales": "*fp32", "bias": "*bf16",
-        "y_tiles": f"tensordesc<bf16[{HALF}, 128],{by_result!r}>",
-        **dict.fromkeys(("rows", "high", "items", "tiles", "steps"), "i32"),
+        "y_tiles": f"tensordesc<bf16[{HALF}, {TILE}],{by_result!r}>",
+        **dict.fromkeys(("rows", "high", "tiles", "steps", "pairs", "singles"), "i32"),
         **dict.fromkeys(constants, "constexpr"),
     }
     even = ("x_scales", "w_scales", "bias")
@@ -76,7 +76,7 @@ for outs in (128, 256):
     source = GluonASTSource(fp8_product, signature, named, aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
     assert compiled.metadata.shared <= 232448, compiled.metadata.shared
-    Path(sys.argv[1], f"{outs}.ptx").write_text(compiled.asm["ptx"])
+    Path(sys.argv[1], f"{span}.ptx").write_text(compiled.asm["ptx"])
 """
 
 
