@@ -1,7 +1,7 @@
 """Times every way to cut the dense INT4 product beside its rivals, and writes `fast/dispatch_table.py` from that.
 
-    PYTHONPATH=kernels python kernels/bench/tune_dense.py OUT.json [--groups 128,32] [--tokens 64,128,..]
-    PYTHONPATH=kernels python kernels/bench/tune_dense.py IN.json --table kernels/orbit_kernels/fast/dispatch_table.py
+    python kernels/bench/tune_dense.py OUT.json [--groups 128,32] [--tokens 64,128,..]
+    python kernels/bench/tune_dense.py IN.json --table kernels/orbit_kernels/fast/dispatch_table.py
 
 Rivals of one shape and number of tokens, in the same run: cuBLAS on a dense BF16 weight, dequantisation to a scratch
 and cuBLAS, and for few tokens the decode kernel. Every candidate is checked against float64 before it is timed: its
@@ -10,30 +10,24 @@ error must not exceed that of dequantise + cuBLAS. Kernels are compiled by sever
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from harness import SHAPES, card, ceilings, compact, copies, error, random_packed, seconds
+from harness import SHAPES, Report, Row, arguments, compile_beforehand, copies, error, random_packed, seconds, share
 from orbit_kernels import FormatSpec, PackedWeight, dequantize
 from orbit_kernels.fast import dense
 from orbit_kernels.fast.decode import MAX_TOKENS, decode
 from orbit_kernels.fast.dense_int4 import dense_int4
 from orbit_kernels.fast.int4_product import Cut
+from torch.nn import functional as F
 
 TILES = [(256, 128, 64), (128, 256, 128), (128, 128, 64), (128, 64, 64)]  # outs, block, short
 TOKENS = [64, 128, 256, 512, 1024, 2048, 4096]
-COMPILERS = 14
 SLACK = 1.04  # of time, to keep the bits of fewer rows
 
 
@@ -59,29 +53,25 @@ def check(x: torch.Tensor, packed: PackedWeight, turned: bool, cut: Cut) -> tupl
     return error(found, exact), error(x @ weight if turned else F.linear(x, weight), exact)
 
 
-def worker(share: str, groups: list[int]) -> None:
-    index, of = map(int, share.split("/"))
-    work = list(itertools.product(TILES, (1, 2), (False, True), groups))
-    for tile, parts, turned, group in work[index::of]:
+def warm(worker: str, groups: list[int]) -> None:
+    for tile, parts, turned, group in share(list(itertools.product(TILES, (1, 2), (False, True), groups)), worker):
         packed = random_packed(FormatSpec("int4", group), 512, 1024)
         x = torch.randn(tile[1] + 50, 512 if turned else 1024, device="cuda").bfloat16()
         print("begin", tile, parts, turned, group, flush=True)
         print("done ", tile, parts, turned, group, check(x, packed, turned, Cut(*tile, parts)), flush=True)
 
 
-def rows_of(
-    group: int, out: int, width: int, tokens: list[int], until: float, turns: list[bool]
-) -> list[dict[str, Any]]:
-    spec, rows = FormatSpec("int4", group), []
+def rows_of(group: int, out: int, width: int, tokens: list[int], report: Report) -> Iterator[Row]:
+    spec = FormatSpec("int4", group)
     few = [random_packed(spec, out, width) for _ in range(copies(out * width * 0.55))]
     wide = [torch.randn(out, width, device="cuda").bfloat16() for _ in range(copies(out * width * 2))]
-    for m, turned in itertools.product(tokens, turns):
-        if time.monotonic() > until:
+    for m, turned in itertools.product(tokens, (False, True)):
+        if report.late:
             break
         made, length = (width, out) if turned else (out, width)
         x = torch.randn(m, length, device="cuda").bfloat16()
         some = few if m <= 256 else few[:4]
-        row: dict[str, Any] = {"op": "dX" if turned else "forward", "group": group, "out": out, "in": width, "M": m}
+        row: Row = {"op": "dX" if turned else "forward", "group": group, "out": out, "in": width, "M": m}
         row["cublas_us"] = seconds([partial(torch.mm, x, w if turned else w.t()) for w in wide], 11) * 1e6
         scratch = dense.dgrad if turned else partial(dense.forward, bias=None)
         row["scratch_us"] = seconds([partial(scratch, x, p, resident=None) for p in some[:8]], 9) * 1e6
@@ -99,16 +89,10 @@ def rows_of(
         if ways:
             row |= {"us": ways[0][0], "against_cublas": row["cublas_us"] / ways[0][0]}
             row["ways"] = [[round(us, 2), cut.outs, cut.block, cut.parts] for us, cut in ways]
-        rows.append(row)
-        print(
-            {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items() if k != "ways"},
-            row.get("ways", [])[:5],
-            flush=True,
-        )
-    return rows
+        yield row
 
 
-def entries(rows: list[dict[str, Any]]) -> list[tuple[int, str | tuple[int, ...]]]:
+def entries(rows: list[Row]) -> list[tuple[int, str | tuple[int, ...]]]:
     """One shape's table: the fastest way for each number of rows, but what leaves the bits of the rows before alone
     where that costs at most SLACK."""
     found: list[tuple[int, str | tuple[int, ...]]] = []
@@ -149,39 +133,23 @@ def write_table(measured: dict[str, Any], path: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("path")
+    parser = arguments(__file__)
     parser.add_argument("--groups", default="128,32")
     parser.add_argument("--tokens", default=",".join(map(str, TOKENS)))
     parser.add_argument("--shapes", type=int, default=len(SHAPES))
-    parser.add_argument("--seconds", type=float, default=150.0)
-    parser.add_argument("--worker", default="")
     parser.add_argument("--table", default="", help="no measuring: write this table from PATH")
     options = parser.parse_args()
     if options.table:
-        return write_table(json.loads(Path(options.path).read_text()), options.table)
+        return write_table(json.loads(options.path.read_text()), options.table)
     groups = [int(group) for group in options.groups.split(",")]
     if options.worker:
-        return worker(options.worker, groups)
-    begin = time.monotonic()
-    argv = [sys.executable, __file__, options.path, "--groups", options.groups, "--worker"]
-    workers = [subprocess.Popen([*argv, f"{i}/{COMPILERS}"]) for i in range(COMPILERS)]
-    for each in workers:
-        try:
-            each.wait(max(1.0, begin + 120 - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            each.kill()
-    codes = [each.wait() for each in workers]
-    print("workers returned", codes, f"after {time.monotonic() - begin:.0f} s", flush=True)
-    assert not any(codes)
-    result: dict[str, Any] = {**card(), "command": "python kernels/bench/tune_dense.py OUT.json"}
-    result |= {"ceilings": ceilings(), "rows": []}
-    print(result, flush=True)
-    until = time.monotonic() + options.seconds
+        return warm(options.worker, groups)
+    compile_beforehand()
+    report = Report(options)
+    tokens = [int(m) for m in options.tokens.split(",")]
     for group, (out, width) in itertools.product(groups, SHAPES[: options.shapes]):
-        tokens = [int(m) for m in options.tokens.split(",")]
-        result["rows"] += rows_of(group, out, width, tokens, until, [False, True])
-        Path(options.path).write_text(compact(result))
+        for row in rows_of(group, out, width, tokens, report):
+            report.add(row)
 
 
 if __name__ == "__main__":
