@@ -94,15 +94,13 @@ def _enter(name: str, entrant: Entrant, contest: Contest, products: list[Product
 
 def warm(contests: Sequence[Contest], worker: str) -> None:
     """Compile a share of what will be timed; what fails says so when its turn comes."""
-    work = [(each, entrant, shape) for each in contests for entrant in each.entrants.values() for shape in SHAPES]
-    for contest, entrant, (out, width) in share(work, worker):
-        try:
-            (product, *_) = entrant.products(out, width, 1)
-            for m in contest.tokens:
-                if m <= entrant.most:
-                    product(torch.randn(m, width, device="cuda").bfloat16())()
-        except Exception as problem:
-            print(out, width, repr(problem)[:200], flush=True)
+    entries = [(entrant, m) for each in contests for entrant in each.entrants.values() for m in each.tokens]
+    for (entrant, m), (out, width) in share(list(itertools.product(entries, SHAPES)), worker):
+        if m <= entrant.most:
+            try:
+                entrant.products(out, width, 1)[0](torch.randn(m, width, device="cuda").bfloat16())()
+            except Exception as problem:
+                print(out, width, m, repr(problem)[:200], flush=True)
     torch.cuda.synchronize()
 
 
