@@ -29,7 +29,6 @@ import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
@@ -59,8 +58,8 @@ def stages(span: int) -> int:
 
 
 @gluon.jit
-def _place(item, high, across, TOGETHER: gl.constexpr):
-    """An item: which rows (in tiles), which of `across` places beside each other."""
+def _item(item, high, across, TOGETHER: gl.constexpr):
+    """Which rows (in tiles), which of `across` beside each other."""
     slab = item // (TOGETHER * across)
     inside = item % (TOGETHER * across)
     height = min(TOGETHER, high - slab * TOGETHER)
@@ -68,8 +67,18 @@ def _place(item, high, across, TOGETHER: gl.constexpr):
 
 
 @gluon.jit
+def _next(place, phase, STAGES: gl.constexpr):
+    """The next place in the rings, and whether they went round once more, which barriers want to know."""
+    place += 1
+    if place == STAGES:
+        place = 0
+        phase ^= 1
+    return place, phase
+
+
+@gluon.jit
 def _fetch(
-    code_tiles, weight_tiles, x_ring, w_ring, full, empty, row, tile, steps, done,
+    code_tiles, weight_tiles, x_ring, w_ring, full, empty, row, tile, steps, place, phase,
     SPAN: gl.constexpr, WIDE: gl.constexpr,
 ):  # fmt: skip
     """Every step of WIDE tiles side by side, as places in the rings fall empty."""
@@ -78,16 +87,15 @@ def _fetch(
     TILE: gl.constexpr = w_ring.shape[1]
     GROUP: gl.constexpr = x_ring.shape[2]
     for step in range(steps):
-        place = done % STAGES
         here = full.index(place)
-        mbarrier.wait(empty.index(place), done // STAGES & 1 ^ 1)
+        mbarrier.wait(empty.index(place), phase ^ 1)
         mbarrier.expect(here, code_tiles.block_type.nbytes + WIDE * weight_tiles.block_type.nbytes)
         tma.async_copy_global_to_shared(code_tiles, [row * BLOCK, step * GROUP], here, x_ring.index(place))
         for side in gl.static_range(WIDE):
             w_place = w_ring.index(place * SPAN + side)
             tma.async_copy_global_to_shared(weight_tiles, [(tile + side) * TILE, step * GROUP], here, w_place)
-        done += 1
-    return done
+        place, phase = _next(place, phase, STAGES)
+    return place, phase
 
 
 @gluon.jit
@@ -96,25 +104,26 @@ def _produce(
     SPAN: gl.constexpr, TOGETHER: gl.constexpr,
 ):  # fmt: skip
     """The copying warp."""
-    done = 0
+    place, phase = 0, 0
     if SPAN == 2:
         for item in range(gl.program_id(0), pairs, gl.num_programs(0)):
-            row, place = _place(item, high, tiles // 2, TOGETHER)
-            done = _fetch(
-                code_tiles, weight_tiles, x_ring, w_ring, full, empty, row, place * 2, steps, done, SPAN, 2
+            row, pair = _item(item, high, tiles // 2, TOGETHER)
+            place, phase = _fetch(
+                code_tiles, weight_tiles, x_ring, w_ring, full, empty, row, pair * 2, steps, place, phase, SPAN, 2
             )  # fmt: skip
     for item in range(gl.program_id(0), singles, gl.num_programs(0)):
-        row, place = _place(pairs + item // SPAN, high, tiles // SPAN, TOGETHER)
-        tile = place * SPAN + item % SPAN
-        done = _fetch(code_tiles, weight_tiles, x_ring, w_ring, full, empty, row, tile, steps, done, SPAN, 1)
+        row, pair = _item(pairs + item // SPAN, high, tiles // SPAN, TOGETHER)
+        tile = pair * SPAN + item % SPAN
+        place, phase = _fetch(
+            code_tiles, weight_tiles, x_ring, w_ring, full, empty, row, tile, steps, place, phase, SPAN, 1
+        )  # fmt: skip
 
 
 @gluon.jit
-def _step_sum(x_now, w_now, acc, never):
+def _begin_sum(x_now, w_now, acc, never):
     """64 rows by 128 outputs of one step, into the registers of acc. What is in them is not added, and that is said by
     a flag which only the host knows: told at compile time, the compiler takes other registers and runs out of them."""
-    acc = warpgroup_mma(x_now, w_now.permute([1, 0]), acc, use_acc=never, is_async=True)
-    return warpgroup_mma_wait(0, deps=[acc])
+    return warpgroup_mma(x_now, w_now.permute([1, 0]), acc, use_acc=never, is_async=True)
 
 
 @gluon.jit
@@ -134,10 +143,10 @@ def _write(total, bias, y_tiles, turning, row, out0, BIAS: gl.constexpr, product
 
 @gluon.jit
 def _multiply(
-    x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turning, full, empty, acc, done, row, tile, rows, steps,
+    x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turning, full, empty, acc, place, phase, row, tile, rows, steps,
     WHICH: gl.constexpr, SPAN: gl.constexpr, WIDE: gl.constexpr, BIAS: gl.constexpr, product: gl.constexpr,
 ):  # fmt: skip
-    """64 rows of WIDE tiles side by side."""
+    """64 rows of WIDE tiles side by side. While the tensor core sums, scales of the next step are fetched."""
     STAGES: gl.constexpr = x_ring.shape[0]
     BLOCK: gl.constexpr = x_ring.shape[1]
     TILE: gl.constexpr = w_ring.shape[1]
@@ -152,30 +161,33 @@ def _multiply(
         c = gl.load(w_at + steps)
         right = gl.zeros([HALF, TILE], gl.float32, product)
     for step in range(steps):
-        place = done % STAGES
+        mbarrier.wait(full.index(place), phase)
+        x_now = x_ring.index(place).slice(WHICH * HALF, HALF, dim=0)
+        acc = _begin_sum(x_now, w_ring.index(place * SPAN), acc, rows < 0)
+        more = step + 1 < steps
         by_left = gl.expand_dims(a * b, 1)
-        after = min(step + 1, steps - 1)
-        b = gl.load(w_at + after)
+        x_at += rows
+        w_at += 1
         if WIDE == 2:
             by_right = gl.expand_dims(a * c, 1)
-            c = gl.load(w_at + steps + after)
-        a = gl.load(x_at + after * rows, mask=m < rows, other=0.0)
-        mbarrier.wait(full.index(place), done // STAGES & 1)
-        x_now = x_ring.index(place).slice(WHICH * HALF, HALF, dim=0)
-        acc = _step_sum(x_now, w_ring.index(place * SPAN), acc, rows < 0)
+            c = gl.load(w_at + steps, mask=more, other=0.0)
+        a = gl.load(x_at, mask=(m < rows) & more, other=0.0)
+        b = gl.load(w_at, mask=more, other=0.0)
+        acc = warpgroup_mma_wait(0, deps=[acc])
         if WIDE == 2:
             left = warpgroup_mma_wait(0, deps=[left + acc * by_left])  # before acc's registers are wanted again
-            acc = _step_sum(x_now, w_ring.index(place * SPAN + 1), acc, rows < 0)
-            async_copy.mbarrier_arrive(empty.index(place), increment_count=False)
+            acc = _begin_sum(x_now, w_ring.index(place * SPAN + 1), acc, rows < 0)
+            acc = warpgroup_mma_wait(0, deps=[acc])
+            mbarrier.arrive(empty.index(place), count=1)
             right = warpgroup_mma_wait(0, deps=[right + acc * by_right])
         else:
-            async_copy.mbarrier_arrive(empty.index(place), increment_count=False)
+            mbarrier.arrive(empty.index(place), count=1)
             left += acc * by_left
-        done += 1
+        place, phase = _next(place, phase, STAGES)
     _write(left, bias, y_tiles, turning, first, tile * TILE, BIAS, product)
     if WIDE == 2:
         _write(right, bias, y_tiles, turning, first, (tile + 1) * TILE, BIAS, product)
-    return acc, done
+    return acc, place, phase
 
 
 @gluon.jit
@@ -188,19 +200,19 @@ def _consume(
     TILE: gl.constexpr = w_ring.shape[1]
     turning = turnings.index(WHICH)
     acc = gl.zeros([HALF, TILE], gl.float32, product)
-    done = 0
+    place, phase = 0, 0
     if SPAN == 2:
         for item in range(gl.program_id(0), pairs, gl.num_programs(0)):
-            row, place = _place(item, high, tiles // 2, TOGETHER)
-            acc, done = _multiply(
-                x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turning, full, empty, acc, done,
-                row, place * 2, rows, steps, WHICH, SPAN, 2, BIAS, product,
+            row, pair = _item(item, high, tiles // 2, TOGETHER)
+            acc, place, phase = _multiply(
+                x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turning, full, empty, acc, place, phase,
+                row, pair * 2, rows, steps, WHICH, SPAN, 2, BIAS, product,
             )  # fmt: skip
     for item in range(gl.program_id(0), singles, gl.num_programs(0)):
-        row, place = _place(pairs + item // SPAN, high, tiles // SPAN, TOGETHER)
-        acc, done = _multiply(
-            x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turning, full, empty, acc, done,
-            row, place * SPAN + item % SPAN, rows, steps, WHICH, SPAN, 1, BIAS, product,
+        row, pair = _item(pairs + item // SPAN, high, tiles // SPAN, TOGETHER)
+        acc, place, phase = _multiply(
+            x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turning, full, empty, acc, place, phase,
+            row, pair * SPAN + item % SPAN, rows, steps, WHICH, SPAN, 1, BIAS, product,
         )  # fmt: skip
     tma.store_wait(0)
 
@@ -221,7 +233,7 @@ def fp8_product(
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for each in gl.static_range(STAGES):
         mbarrier.init(full.index(each), count=1)
-        mbarrier.init(empty.index(each), count=256)  # threads that multiply
+        mbarrier.init(empty.index(each), count=2)  # groups that multiply
     fence_async_shared()
     _barrier()
     FIRST: gl.constexpr = 0
