@@ -1,10 +1,11 @@
 """Products with 384 packed experts, forward and gradient, beside what they replace, in one run.
 
-    PYTHONPATH=kernels python kernels/bench/grouped.py [OUT.json] [--tune] [--seconds 200]
+    PYTHONPATH=kernels python kernels/bench/grouped.py [OUT.json] [--formats int4-32,mxfp4-32] [--tune] [--seconds 200]
 
     loop      for each expert that got rows: dequantise to a scratch, cuBLAS; captured in a graph with its counts known,
               which no training step can do (eager it also waits for the counts): the best that the loop can be
-    bf16      torch's grouped product of dense BF16 weights, four times the bytes: no unpacking at all
+    general   the Triton kernel for every format, which the fused product is there to beat
+    bf16      torch's grouped product of dense BF16 weights, two to four times the bytes: no unpacking at all
     peak      cuBLAS BF16 on 8192^3 in this run
 
 Rows are drawn from a router with some experts more popular than others. Four experts of each shape are checked against
@@ -27,12 +28,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from harness import card, ceilings, compact, random_packed, seconds
+from harness import card, ceilings, compact, random_packed, seconds, spec_of
 from orbit_kernels import FormatSpec, PackedStack, dequantize
 from orbit_kernels.fast import dequantize as fast_dequantize
 from orbit_kernels.fast import grouped_product
-from orbit_kernels.fast.grouped_int4 import grouped_int4
-from orbit_kernels.fast.int4_product import Cut
+from orbit_kernels.fast.dispatch import named
+from orbit_kernels.fast.grouped_packed import grouped_packed
+from orbit_kernels.fast.packed_product import Cut
 
 EXPERTS, ACTIVE = 384, 8
 SHAPES = [(2048, 7168), (7168, 2048)]
@@ -40,21 +42,21 @@ TOKENS = [4096, 8192, 16384, 32768]
 CHOICES: dict[str, Callable[..., torch.Tensor]] = {
     "default": grouped_product,
     "general": partial(grouped_product, block=128),
-    "256x128-64": partial(grouped_int4, cut=Cut(256, 128, 64)),
-    "256x128-128": partial(grouped_int4, cut=Cut(256, 128, 128)),
-    "128x128-64": partial(grouped_int4, cut=Cut(128, 128, 64)),
-    "128x256-128": partial(grouped_int4, cut=Cut(128, 256, 128)),
+    "256x128-64": partial(grouped_packed, cut=Cut(256, 128, 64)),
+    "256x128-128": partial(grouped_packed, cut=Cut(256, 128, 128)),
+    "128x128-64": partial(grouped_packed, cut=Cut(128, 128, 64)),
+    "128x256-128": partial(grouped_packed, cut=Cut(128, 256, 128)),
 }
 
 
-def stack_of(out: int, width: int, group: int, experts: int) -> PackedStack:
-    rows = random_packed(FormatSpec("int4", group), experts * out, width).tensors
-    tensors = {
-        "weight_packed": rows["weight_packed"].view(experts, out, -1),
-        "weight_scale": rows["weight_scale"].view(experts, out, -1),
-        "weight_shape": torch.tensor([out, width]).repeat(experts, 1),
-    }
-    return PackedStack(FormatSpec("int4", group), (out, width), tensors, (1, group), experts)
+def stack_of(out: int, width: int, spec: FormatSpec, experts: int) -> PackedStack:
+    rows = random_packed(spec, experts * out, width)
+    tensors = {key: each.view(experts, -1, each.shape[1]) for key, each in rows.tensors.items() if each.dim() == 2}
+    if spec.name == "int4":
+        tensors["weight_shape"] = torch.tensor([out, width]).repeat(experts, 1)
+    if spec.name == "nvfp4":
+        tensors["weight_global_scale"] = rows.tensors["weight_global_scale"].repeat(experts, 1)
+    return PackedStack(spec, (out, width), tensors, rows.block, experts)
 
 
 def routed(tokens: int) -> torch.Tensor:
@@ -103,21 +105,22 @@ def dense_weights(stack: PackedStack) -> torch.Tensor:
     return dense
 
 
-def warm(worker: str) -> None:
+def warm(worker: str, specs: list[FormatSpec], choices: list[Any]) -> None:
     index, of = map(int, worker.split("/"))
-    work = list(itertools.product(SHAPES, (32, 128), (False, True), CHOICES.values()))
-    for (out, width), group, turned, choice in work[index::of]:
+    work = list(itertools.product(SHAPES, specs, (False, True), choices))
+    for (out, width), spec, turned, choice in work[index::of]:
         x = torch.randn(16, out if turned else width, device="cuda").bfloat16()
-        choice(x, torch.tensor([16], device="cuda"), stack_of(out, width, group, 1), turned)
+        choice(x, torch.tensor([16], device="cuda"), stack_of(out, width, spec, 1), turned)
     torch.cuda.synchronize()
 
 
-def measure(options: argparse.Namespace, result: dict[str, Any]) -> None:
+def measure(
+    specs: list[FormatSpec], choices: dict[str, Any], options: argparse.Namespace, result: dict[str, Any]
+) -> None:
     start = time.monotonic()
-    choices = CHOICES if options.tune else {"default": grouped_product}
-    for group, (out, width) in itertools.product((32, 128), SHAPES):
-        stack = stack_of(out, width, group, EXPERTS)
-        dense = dense_weights(stack) if group == 32 else None
+    for (out, width), spec in itertools.product(SHAPES, specs):
+        stack = stack_of(out, width, spec, EXPERTS)
+        dense = dense_weights(stack) if spec == specs[0] else None
         for tokens, turned in itertools.product(TOKENS, (False, True)):
             if time.monotonic() - start > options.seconds:
                 return
@@ -126,7 +129,7 @@ def measure(options: argparse.Namespace, result: dict[str, Any]) -> None:
             x = torch.randn(tokens * ACTIVE, out if turned else width, device="cuda").bfloat16()
             flops = 2 * len(x) * out * width
             row: dict[str, Any] = {
-                "op": "dX" if turned else "forward", "format": f"int4-{group}", "out": out, "in": width,
+                "op": "dX" if turned else "forward", "format": named(spec), "out": out, "in": width,
                 "tokens": tokens, "rows": len(x), "largest": max(host), "smallest": min(host),
             }  # fmt: skip
             for name, choice in choices.items():
@@ -157,19 +160,25 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="every way to cut, not only the one that is chosen")
     parser.add_argument("--seconds", type=float, default=200.0)
     parser.add_argument("--worker", default="")
+    parser.add_argument("--formats", default="int4-32,int4-128,mxfp4-32,nvfp4-16,fp8-128")
     options = parser.parse_args()
+    specs = [spec_of(name) for name in options.formats.split(",")]
+    choices = {name: CHOICES[name] for name in (CHOICES if options.tune else ("default", "general"))}
     if options.worker:
-        return warm(options.worker)
-    if options.tune:  # compile in parallel
-        workers = [subprocess.Popen([sys.executable, __file__, "--worker", f"{i}/14"]) for i in range(14)]
-        print("workers returned", {worker.wait() for worker in workers}, flush=True)
+        return warm(options.worker, specs, list(choices.values()))
+    command = [sys.executable, __file__, "--formats", options.formats] + [
+        "--tune"
+    ] * options.tune  # compile in parallel
+    workers = [subprocess.Popen([*command, "--worker", f"{i}/14"]) for i in range(14)]
+    print("workers returned", {worker.wait() for worker in workers}, flush=True)
+    arguments = f" --formats {options.formats}" + " --tune" * options.tune
     result: dict[str, Any] = {
-        **card(), "command": "python kernels/bench/grouped.py" + " --tune" * options.tune,
+        **card(), "command": "python kernels/bench/grouped.py" + arguments,
         "experts": EXPERTS, "active": ACTIVE,
         "ceilings": ceilings(), "rows": [],
     }  # fmt: skip
     print(result)
-    measure(options, result)
+    measure(specs, choices, options, result)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,12 @@ def card() -> dict[str, str]:
     return {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
 
 
+def spec_of(name: str) -> FormatSpec:
+    """As `dispatch.named` writes it."""
+    kind, group = name.split("-")
+    return FormatSpec(kind, int(group))
+
+
 def random_packed(spec: FormatSpec, out: int, width: int) -> PackedWeight:
     """Random codes under random scales of a usual size, as a checkpoint stores them."""
 
