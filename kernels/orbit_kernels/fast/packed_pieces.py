@@ -58,15 +58,16 @@ def _among_eight(WIDE: gl.constexpr, layout: gl.constexpr):
 
 @gluon.jit
 def piece_of(
-    words, scale, FORMAT: gl.constexpr, left: gl.constexpr, loaded: gl.constexpr, eights: gl.constexpr
+    words, scale, FORMAT: gl.constexpr, left: gl.constexpr, loaded: gl.constexpr, eights: gl.constexpr,
+    scales3: gl.constexpr,
 ):  # fmt: skip
-    """words[OUTS, ..] of DEEP elements a row in shared memory, scales of `of_half` -> W[OUTS, DEEP]."""
+    """words[OUTS, ..] of DEEP elements a row in shared memory, scales of `halves` -> W[OUTS, DEEP]."""
     OUTS: gl.constexpr = words.shape[0]
     DEEP: gl.constexpr = words.shape[1] * (4 if FORMAT == "fp8" else 8)
     word = _words_of(words, FORMAT, loaded, eights, left)
     place = _among_eight(DEEP, left).broadcast_to([OUTS, DEEP])
     if len(scale.shape) > 1:
-        wide = _repeated(scale, DEEP // scale.shape[1], left)
+        wide = _repeated(gl.convert_layout(scale, gl.SliceLayout(2, scales3)), DEEP // scale.shape[1], left)
     else:
         wide = gl.expand_dims(scale, 1).broadcast_to([OUTS, DEEP])
     return unpack(word, place, wide, FORMAT, False)
@@ -75,7 +76,7 @@ def piece_of(
 @gluon.jit
 def turned_piece_of(
     words, scales, lookup, odd, FORMAT: gl.constexpr, left: gl.constexpr, loaded: gl.constexpr, eights: gl.constexpr,
-    scales3: gl.constexpr, stored: gl.constexpr,
+    scales3: gl.constexpr, stored: gl.constexpr, fetched: gl.constexpr,
 ):  # fmt: skip
     """words[DEEP, ..] of OUTS elements a row and scales[DEEP, ..] in shared memory (FP8: scales[OUTS / 128] in
     registers) -> W^T[OUTS, DEEP]."""
@@ -86,7 +87,7 @@ def turned_piece_of(
         scale = gl.expand_dims(scales, 0).broadcast_to([DEEP, scales.shape[0]])
         wide = _repeated(scale, OUTS // scales.shape[0], stored)
     else:
-        scale = of_ring(scales, lookup, odd, FORMAT, stored, scales3)
+        scale = of_ring(scales, lookup, odd, FORMAT, stored, scales3, fetched)
         if len(scale.shape) > 1:
             wide = _repeated(scale, OUTS // scale.shape[1], stored)
         else:
@@ -115,17 +116,30 @@ def layouts(block: int, short: int, outs: int, kind: str, group: int, turned: bo
         bases = [[[row, column // size, column % size] for row, column in level] for level in (registers, lanes, warps)]
         return gl.DistributedLinearLayout(*bases, [], [high, wide // size, size])
 
-    def double(level: list[tuple[int, int]]) -> list[list[int]]:
-        """Bases in words, two for each eight columns, of which a thread has both."""
-        return [[row, column // 8 * 2] for row, column in level]
-
     eights = gl.SliceLayout(2, apart(8))
-    two_words = [[0, 1], *(base for base in double(registers) if any(base))]
-    both = gl.DistributedLinearLayout(two_words, double(lanes), double(warps), [], [high, wide // 4])
     stored = [[list(each) for each in level] for level in (registers, lanes, warps)]
     return {
         "product": product, "left": left, "short_product": short_product, "short_left": short_left,
-        "loaded": both if kind == "fp8" else eights, "eights": eights,
-        "scales3": apart(min(group, outs if turned else DEEP)),
+        "loaded": _two_words(registers, lanes, warps, [high, wide // 4]) if kind == "fp8" else eights,
+        "eights": eights, "scales3": apart(min(group, outs if turned else DEEP)),
         "stored": gl.DistributedLinearLayout(*stored, [], [high, wide]),
+        "fetched": _fetched(outs, turned) if kind.startswith("nvfp4") else eights,
     }  # fmt: skip
+
+
+def _two_words(*levels_and_shape: Any) -> Any:
+    """FP8's words, two for each eight columns, of which a thread has both."""
+    *levels, shape = levels_and_shape
+    registers, lanes, warps = ([[row, column // 8 * 2] for row, column in level] for level in levels)
+    return gl.DistributedLinearLayout([[0, 1], *filter(any, registers)], lanes, warps, [], shape)
+
+
+def _fetched(outs: int, turned: bool) -> Any:
+    """NVFP4's scales of a piece when each of four threads has a quarter of what they share: two rows, two groups;
+    turned, four rows."""
+    lanes = [[1, 0], [2, 0], [4, 0]]
+    if turned:
+        registers, warps = [[0, 8]] * (outs == 256), [[0, 1], [0, 2], [0, 4]]
+        return gl.DistributedLinearLayout(registers, [[8, 0], [16, 0], *lanes], warps, [], [DEEP, outs // 16])
+    registers, warps = [[128, 0]] * (outs == 256), [[16, 0], [32, 0], [64, 0]]
+    return gl.DistributedLinearLayout(registers, [[0, 1], [8, 0], *lanes], warps, [], [outs, DEEP // 16])

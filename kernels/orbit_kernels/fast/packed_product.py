@@ -42,7 +42,7 @@ from ..formats import PackedWeight
 from ..formats.stack import PackedStack
 from . import packed_scales
 from .dequantize import operands
-from .nvfp4_lookup import nvfp4_lookup
+from .nvfp4_lookup import ENTRIES, fill, own, undoing
 from .packed_pieces import STEP, WARPS, layouts, piece_of, turned_piece_of
 from .workspace import arrival_counters
 
@@ -142,6 +142,7 @@ def _multiply(
     BLOCK: gl.constexpr, FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr,
     product: gl.constexpr, left: gl.constexpr,
     loaded: gl.constexpr, eights: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
+    fetched: gl.constexpr,
 ):  # fmt: skip
     """Steps first..last of one tile: float32[OUTS, BLOCK], and how many places of the rings are used up by now."""
     STAGES: gl.constexpr = x_ring.shape[0]
@@ -153,14 +154,13 @@ def _multiply(
     DEEP: gl.constexpr = 32
     AHEAD: gl.constexpr = not TURNED or FORMAT == "fp8"  # scales come through registers, not through a ring
     if AHEAD:
-        scale_at = packed_scales.ahead_of(scales, high, column, K, OUTS, FORMAT, GROUP, TURNED, left, scales3)
+        scale_at = packed_scales.ahead_of(scales, high, column, K, OUTS, FORMAT, GROUP, TURNED, left, scales3, fetched)
         bits = packed_scales.of_step(scale_at, first, K, STEP, FORMAT, GROUP, TURNED)
     acc = gl.zeros([OUTS, BLOCK], gl.float32, product)
     for step in range(first, last):
         place = done % STAGES
         if AHEAD:
-            early = packed_scales.of_half(bits, lookup, 0, FORMAT, scales3)
-            late = packed_scales.of_half(bits, lookup, 1, FORMAT, scales3) if GROUP < STEP else early
+            early, late = packed_scales.halves(bits, lookup, STEP, FORMAT, GROUP, fetched)
             after = min(step + 1, last - 1)
             bits = packed_scales.of_step(scale_at, after, K, STEP, FORMAT, GROUP, TURNED)  # there when that begins
         mbarrier.wait(full.index(place), done // STAGES & 1)
@@ -170,11 +170,11 @@ def _multiply(
                 piece = turned_piece_of(
                     words_now.slice(i * DEEP, DEEP, dim=0),
                     early if AHEAD else scale_ring.index(place).slice(i * DEEP, DEEP, dim=0),
-                    lookup, column // GROUP % 2, FORMAT, left, loaded, eights, scales3, stored,
+                    lookup, column // GROUP % 2, FORMAT, left, loaded, eights, scales3, stored, fetched,
                 )  # fmt: skip
             else:
                 words_piece = words_now.slice(i * (DEEP // PER), DEEP // PER, dim=1)
-                piece = piece_of(words_piece, early if i == 0 else late, FORMAT, left, loaded, eights)
+                piece = piece_of(words_piece, early if i == 0 else late, FORMAT, left, loaded, eights, scales3)
             x_piece = x_now.slice(i * DEEP, DEEP, dim=1).permute([1, 0])
             # the piece before is done with its registers, which the next one takes
             acc = warpgroup_mma_wait(1, deps=[warpgroup_mma(piece, x_piece, acc, is_async=True)])
@@ -183,8 +183,8 @@ def _multiply(
         done += 1
     acc = warpgroup_mma_wait(0, deps=[acc])
     async_copy.mbarrier_arrive(empty.index((done + STAGES - 1) % STAGES), increment_count=False)
-    if FORMAT == "nvfp4":
-        acc *= packed_scales.lifted(lookup)
+    if FORMAT == "nvfp4-divide" or FORMAT == "nvfp4-multiply":
+        acc *= undoing(lookup)
     return acc, done
 
 
@@ -217,15 +217,15 @@ def _tile(
     SPLIT: gl.constexpr, BIAS: gl.constexpr,
     product: gl.constexpr, left: gl.constexpr,
     loaded: gl.constexpr, eights: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
+    fetched: gl.constexpr,
 ):  # fmt: skip
     """One item: rows row..end of y, BLOCK at most, and OUTS of their outputs, or a part of their sums."""
     PER: gl.constexpr = 4 if FORMAT == "fp8" else 8  # elements in a word
     OUTS: gl.constexpr = word_ring.shape[2] * PER if TURNED else word_ring.shape[1]
     high, column = _corner(expert, tile, N, OUTS, TURNED)
     acc, done = _multiply(
-        scales, packed_scales.lookup_of(lookup, expert, FORMAT),
-        x_ring, word_ring, scale_ring, full, empty, done, high, column, first, last, K,
-        BLOCK, FORMAT, GROUP, TURNED, product, left, loaded, eights, scales3, stored,
+        scales, lookup, x_ring, word_ring, scale_ring, full, empty, done, high, column, first, last, K,
+        BLOCK, FORMAT, GROUP, TURNED, product, left, loaded, eights, scales3, stored, fetched,
     )  # fmt: skip
     OUT = K if TURNED else N
     out0 = tile * OUTS
@@ -258,44 +258,54 @@ def _tile(
 
 @gluon.jit
 def _consume(
-    x_tiles, x_short_tiles, scales, lookup, bias, y, partial, arrivals, table,
+    x_tiles, x_short_tiles, scales, whole, lookup, bias, y, partial, arrivals, table,
     x_ring, word_ring, scale_ring, turning, full, empty, rows, items, tiles, steps, parts, N, K,
     FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr,
     SPLIT: gl.constexpr, BIAS: gl.constexpr,
     product: gl.constexpr, left: gl.constexpr, short_product: gl.constexpr, short_left: gl.constexpr,
     loaded: gl.constexpr, eights: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
+    fetched: gl.constexpr,
 ):  # fmt: skip
     """The warps that unpack and multiply."""
+    NVFP4: gl.constexpr = FORMAT == "nvfp4-divide" or FORMAT == "nvfp4-multiply"
     BLOCK: gl.constexpr = x_tiles.block_shape[0]
     SHORT: gl.constexpr = x_short_tiles.block_shape[0]
-    done = 0
+    done, known = 0, -1
+    if NVFP4:
+        lookup = own(lookup)
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         expert, row, end, tile, first, last = _find(item, table, rows, tiles, steps, parts, BLOCK, GROUPED)
         if expert >= 0:
+            if NVFP4 and expert != known:
+                fill(lookup, whole + expert, FORMAT)
+                _barrier()
+                known = expert
             if SHORT < BLOCK and end - row <= SHORT:
                 done = _tile(
                     scales, lookup, bias, y, partial, arrivals, x_ring, word_ring, scale_ring, turning, full, empty,
                     done, item, parts, expert, row, end, tile, first, last, N, K,
                     SHORT, FORMAT, GROUP, TURNED, SPLIT, BIAS, short_product, short_left,
-                    loaded, eights, scales3, stored,
+                    loaded, eights, scales3, stored, fetched,
                 )  # fmt: skip
             else:
                 done = _tile(
                     scales, lookup, bias, y, partial, arrivals, x_ring, word_ring, scale_ring, turning, full, empty,
                     done, item, parts, expert, row, end, tile, first, last, N, K,
-                    BLOCK, FORMAT, GROUP, TURNED, SPLIT, BIAS, product, left, loaded, eights, scales3, stored,
+                    BLOCK, FORMAT, GROUP, TURNED, SPLIT, BIAS, product, left,
+                    loaded, eights, scales3, stored, fetched,
                 )  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=["rows", "items", "tiles", "steps", "parts"])
 def packed_product(
-    x_tiles, x_short_tiles, word_tiles, scales, lookup, bias, y, partial, arrivals, table,
+    x_tiles, x_short_tiles, word_tiles, scales, whole, lookup, bias, y, partial, arrivals, table,
     rows, items, tiles, steps, parts, N, K,
     FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr,
     SPLIT: gl.constexpr, BIAS: gl.constexpr,
     STAGES: gl.constexpr,
     product: gl.constexpr, left: gl.constexpr, short_product: gl.constexpr, short_left: gl.constexpr,
     loaded: gl.constexpr, eights: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
+    fetched: gl.constexpr,
 ):  # fmt: skip
     """`items` tiles (or parts of their sums) of y, spread over the programs; the launchers say what is what."""
     BLOCK: gl.constexpr = x_tiles.block_shape[0]
@@ -318,9 +328,8 @@ def packed_product(
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for each in gl.static_range(STAGES):
-        mbarrier.init(
-            full.index(each), count=33 if TURNED and FORMAT != "fp8" else 1
-        )  # each of 32 threads copies scales, too
+        # each of 32 threads copies scales, too
+        mbarrier.init(full.index(each), count=33 if TURNED and FORMAT != "fp8" else 1)
         mbarrier.init(empty.index(each), count=256)  # threads that multiply
     fence_async_shared()
     _barrier()
@@ -329,10 +338,10 @@ def packed_product(
             (
                 _consume,
                 (
-                    x_tiles, x_short_tiles, scales, lookup, bias, y, partial, arrivals, table,
+                    x_tiles, x_short_tiles, scales, whole, lookup, bias, y, partial, arrivals, table,
                     x_ring, word_ring, scale_ring, turning, full, empty, rows, items, tiles, steps, parts, N, K,
                     FORMAT, GROUP, TURNED, GROUPED, SPLIT, BIAS,
-                    product, left, short_product, short_left, loaded, eights, scales3, stored,
+                    product, left, short_product, short_left, loaded, eights, scales3, stored, fetched,
                 ),
             ),
             (
@@ -375,18 +384,19 @@ def multiply(
     weights   what `supports` accepts; what comes out is a multiple of cut.outs
     table     of `schedule` for cut.block, when rows belong to the experts of a stack (one part)
     """
-    (out, width), kind, group = weights.shape, weights.spec.name, weights.block[1]
-    codes, scales, whole, spelling = operands(weights.spec, weights.tensors)
+    (out, width), group = weights.shape, weights.block[1]
+    codes, scales, whole, kind = operands(weights.spec, weights.tensors)
     x, codes, scales = (
         each if each.data_ptr() % 16 == 0 else each.clone() for each in (x, codes.contiguous(), scales.contiguous())
     )
     words = codes.view(torch.int32).view(-1, width // (4 if kind == "fp8" else 8))
-    lookup = nvfp4_lookup(whole, spelling) if kind == "nvfp4" else words
     made, length = (width, out) if turned else (out, width)
     y = torch.empty(x.shape[0], made, dtype=x.dtype, device=x.device)
     tiles = made // cut.outs
     high = -(-x.shape[0] // cut.block) if table is None else table.shape[0]
     items = high * tiles * cut.parts
+    programs = min(items, _multiprocessors(x.device.index))
+    lookup = torch.empty(programs, ENTRIES, dtype=torch.int64, device=x.device) if kind.startswith("nvfp4") else words
     partial, arrivals = y, y
     if cut.parts > 1:
         partial = torch.empty(items * cut.outs * cut.block, dtype=torch.float32, device=x.device)
@@ -398,9 +408,10 @@ def multiply(
         for rows in (cut.block, cut.short)
     )
     word_tiles = TensorDescriptor.from_tensor(words, tile, gl.NVMMASharedLayout(min(128, tile[1] * 4), 32, 2))
-    packed_product[(min(items, _multiprocessors(x.device.index)),)](
-        x_tiles, x_short_tiles, word_tiles, scales, lookup, y if bias is None else bias, y, partial, arrivals,
-        y if table is None else table, x.shape[0], items, tiles, length // STEP, cut.parts, out, width,
+    packed_product[(programs,)](
+        x_tiles, x_short_tiles, word_tiles, scales, whole.contiguous(), lookup, y if bias is None else bias, y,
+        partial, arrivals, y if table is None else table,
+        x.shape[0], items, tiles, length // STEP, cut.parts, out, width,
         kind, group, turned, table is not None, cut.parts > 1, bias is not None, cut.stages(kind, group, turned),
         **layouts(cut.block, cut.short, cut.outs, kind, group, turned), num_warps=WARPS,
     )  # fmt: skip

@@ -4,12 +4,13 @@
 
     int4    bfloat16 s              -> s * 64 and s * 4, in one word
     mxfp4   exponent e, a byte      -> 2^(e - 126) twice, in one word
-    nvfp4   E4M3, a byte            -> the words that `nvfp4_lookup` has for it
+    nvfp4   E4M3, a byte            -> high twice and low twice, 64 bits, from `nvfp4_lookup`
     fp8     float32 or bfloat16 s   -> float32 s, of 128 by 128 elements
 
 Straight, outputs are rows of W: a thread loads what its rows need for a step of the sum, a step ahead, and a word holds
 all of a row. Turned, rows are steps: the copying warp brings the scales of a step beside its codes; but FP8's, one or
-two a tile, are loaded a step ahead as well.
+two a tile, are loaded a step ahead as well. The four threads that share a row look up a quarter of its NVFP4 scales
+each (`fetched`) and pass them to each other.
 """
 
 from __future__ import annotations
@@ -17,10 +18,6 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
-
-from .nvfp4_lookup import ENTRIES
-
-_ENTRIES = gl.constexpr(ENTRIES)
 
 
 @gluon.jit
@@ -48,23 +45,10 @@ def _power_pair(exponent):
 
 
 @gluon.jit
-def lookup_of(lookup, expert, FORMAT: gl.constexpr):
-    """The table of an expert's scales, where its format has one."""
-    if FORMAT == "nvfp4":
-        return lookup + expert * _ENTRIES
-    else:
-        return lookup
-
-
-@gluon.jit
-def lifted(lookup):
-    """By how much NVFP4's weights, and so the sum, came out too small: a power of two."""
-    return gl.load(lookup + (_ENTRIES - 1)).to(gl.int32).to(gl.float32, bitcast=True)
-
-
-@gluon.jit
-def ahead_of(scales, high, column, K, OUTS: gl.constexpr, FORMAT: gl.constexpr, GROUP: gl.constexpr,
-             TURNED: gl.constexpr, left: gl.constexpr, scales3: gl.constexpr):  # fmt: skip
+def ahead_of(
+    scales, high, column, K, OUTS: gl.constexpr, FORMAT: gl.constexpr, GROUP: gl.constexpr,
+    TURNED: gl.constexpr, left: gl.constexpr, scales3: gl.constexpr, fetched: gl.constexpr,
+):  # fmt: skip
     """Pointers to the first scales of a tile: of each output [OUTS]; FP8 turned, of each 128 outputs."""
     if FORMAT == "fp8":
         if TURNED:
@@ -73,11 +57,9 @@ def ahead_of(scales, high, column, K, OUTS: gl.constexpr, FORMAT: gl.constexpr, 
         else:
             n = high + gl.arange(0, OUTS, layout=gl.SliceLayout(1, left))
             return scales + n // GROUP * (K // GROUP)
-    elif FORMAT == "nvfp4":
-        n = high.to(gl.int64) + gl.arange(0, OUTS, layout=gl.SliceLayout(1, gl.SliceLayout(2, scales3)))
-        return scales + n * (K // GROUP)
     else:
-        n = high.to(gl.int64) + gl.arange(0, OUTS, layout=gl.SliceLayout(1, left))
+        SHARED: gl.constexpr = FORMAT == "int4" or FORMAT == "mxfp4"
+        n = high.to(gl.int64) + gl.arange(0, OUTS, layout=gl.SliceLayout(1, left if SHARED else fetched))
         return scales + n * (K // GROUP)
 
 
@@ -96,22 +78,25 @@ def of_step(scale_at, step, K, STEP: gl.constexpr, FORMAT: gl.constexpr, GROUP: 
 
 
 @gluon.jit
-def of_half(bits, lookup, HALF: gl.constexpr, FORMAT: gl.constexpr, scales3: gl.constexpr):
-    """Of a step's scales those of its first or second 32 columns, as `unpack` wants them: for each output [OUTS], or
-    for each output and 16 columns [OUTS, 2]."""
+def halves(bits, lookup, STEP: gl.constexpr, FORMAT: gl.constexpr, GROUP: gl.constexpr, fetched: gl.constexpr):
+    """The scales of a step's first and of its second 32 columns, for each output [OUTS]; NVFP4 for each output and 16
+    columns [OUTS, 2], a quarter in each of the threads that share them."""
     if FORMAT == "int4":
-        return scale_pair(bits >> (16 * HALF))
+        early = scale_pair(bits)
+        return early, scale_pair(bits >> 16) if GROUP < STEP else early
     elif FORMAT == "mxfp4":
-        return _power_pair(bits >> (8 * HALF) & 0xFF)
-    elif FORMAT == "nvfp4":
-        shift = 16 * HALF + 8 * gl.arange(0, 2, layout=gl.SliceLayout(0, gl.SliceLayout(2, scales3)))
-        return gl.load(lookup + (gl.expand_dims(bits, 1) >> gl.expand_dims(shift, 0) & 0xFF))
+        return _power_pair(bits & 0xFF), _power_pair(bits >> 8 & 0xFF)
+    elif FORMAT == "fp8":
+        return bits, bits
     else:
-        return bits
+        shift = gl.expand_dims(8 * gl.arange(0, 2, layout=gl.SliceLayout(0, fetched)), 0)
+        bits = gl.expand_dims(bits, 1)
+        return gl.load(lookup + (bits >> shift & 0xFF)), gl.load(lookup + (bits >> (shift + 16) & 0xFF))
 
 
 @gluon.jit
-def of_ring(scales, lookup, odd, FORMAT: gl.constexpr, stored: gl.constexpr, scales3: gl.constexpr):
+def of_ring(scales, lookup, odd, FORMAT: gl.constexpr, stored: gl.constexpr, scales3: gl.constexpr,
+            fetched: gl.constexpr):  # fmt: skip
     """scales[rows, groups] in shared memory (or, INT4, two neighbouring groups in a word [rows]) -> as `unpack` wants
     them: for each row and group, or for each row."""
     if FORMAT == "int4":
@@ -119,12 +104,11 @@ def of_ring(scales, lookup, odd, FORMAT: gl.constexpr, stored: gl.constexpr, sca
             return scale_pair(scales.load(gl.SliceLayout(2, scales3)).to(gl.int16, bitcast=True).to(gl.int32))
         else:
             return scale_pair(scales.load(gl.SliceLayout(1, stored)) >> (odd * 16))
+    elif FORMAT == "mxfp4":
+        return _power_pair(scales.load(gl.SliceLayout(2, scales3)).to(gl.int32))
     else:
-        byte = scales.load(gl.SliceLayout(2, scales3)).to(gl.int32)
-        if FORMAT == "mxfp4":
-            return _power_pair(byte)
-        else:
-            return gl.load(lookup + byte)
+        words = gl.load(lookup + scales.load(fetched).to(gl.int32))
+        return gl.convert_layout(words, gl.SliceLayout(2, scales3))
 
 
 @gluon.jit
