@@ -296,7 +296,10 @@ def _consume(
                 )  # fmt: skip
 
 
-@gluon.jit(do_not_specialize=["rows", "items", "tiles", "steps", "parts"])
+@gluon.jit(
+    do_not_specialize=["rows", "items", "tiles", "steps", "parts"],
+    do_not_specialize_on_alignment=["whole"],  # of one expert anywhere in its stack
+)
 def packed_product(
     x_tiles, x_short_tiles, word_tiles, scales, whole, lookup, bias, y, partial, arrivals, table,
     rows, items, tiles, steps, parts, N, K,
@@ -385,7 +388,7 @@ def multiply(
     table     of `schedule` for cut.block, when rows belong to the experts of a stack (one part)
     """
     (out, width), group = weights.shape, weights.block[1]
-    codes, scales, whole, kind = operands(weights.spec, weights.tensors)
+    codes, scales, per_tensor, kind = operands(weights.spec, weights.tensors)
     x, codes, scales = (
         each if each.data_ptr() % 16 == 0 else each.clone() for each in (x, codes.contiguous(), scales.contiguous())
     )
@@ -396,7 +399,9 @@ def multiply(
     high = -(-x.shape[0] // cut.block) if table is None else table.shape[0]
     items = high * tiles * cut.parts
     programs = min(items, _multiprocessors(x.device.index))
-    lookup = torch.empty(programs, ENTRIES, dtype=torch.int64, device=x.device) if kind.startswith("nvfp4") else words
+    whole, lookup = scales, words
+    if kind.startswith("nvfp4"):
+        whole, lookup = per_tensor.contiguous(), torch.empty(programs, ENTRIES, dtype=torch.int64, device=x.device)
     partial, arrivals = y, y
     if cut.parts > 1:
         partial = torch.empty(items * cut.outs * cut.block, dtype=torch.float32, device=x.device)
@@ -409,7 +414,7 @@ def multiply(
     )
     word_tiles = TensorDescriptor.from_tensor(words, tile, gl.NVMMASharedLayout(min(128, tile[1] * 4), 32, 2))
     packed_product[(programs,)](
-        x_tiles, x_short_tiles, word_tiles, scales, whole.contiguous(), lookup, y if bias is None else bias, y,
+        x_tiles, x_short_tiles, word_tiles, scales, whole, lookup, y if bias is None else bias, y,
         partial, arrivals, y if table is None else table,
         x.shape[0], items, tiles, length // STEP, cut.parts, out, width,
         kind, group, turned, table is not None, cut.parts > 1, bias is not None, cut.stages(kind, group, turned),
