@@ -1,10 +1,11 @@
 """Products with 384 packed experts, forward and gradient, beside what they replace, in one run.
 
-    python kernels/bench/grouped.py [OUT.json] [--tune] [--seconds 200]
+    python kernels/bench/grouped.py [OUT.json] [--formats bf16-0,int4-32,mxfp4-32] [--tune] [--seconds 200]
 
     loop      for each expert that got rows: dequantise to a scratch, cuBLAS; captured in a graph with its counts known,
               which no training step can do (eager it also waits for the counts): the best that the loop can be
-    BF16      experts of dense weights, four times the bytes: torch's grouped product, no unpacking at all
+    general   the Triton kernel for every packed format, which the fused product is there to beat
+    BF16      experts of dense weights, two to four times the bytes: torch's grouped product, no unpacking at all
     peak      cuBLAS BF16 on 8192^3 in this run
 
 Rows are drawn from a router with some experts more popular than others. Four experts of each shape are checked against
@@ -14,39 +15,40 @@ float64 before anything is timed: their error must not exceed that of dequantise
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
-from harness import Report, Row, arguments, compile_beforehand, random_packed, seconds, share
-from orbit_kernels import FORMATS, FormatSpec, PackedStack
+from harness import Report, Row, arguments, compile_beforehand, random_packed, seconds, share, spec_of
+from orbit_kernels import FormatSpec, PackedStack
 from orbit_kernels import dequantize as reference_dequantize
 from orbit_kernels.fast import dequantize, grouped_product
-from orbit_kernels.fast.grouped_int4 import grouped_int4
-from orbit_kernels.fast.int4_product import Cut
+from orbit_kernels.fast.dispatch import named
+from orbit_kernels.fast.grouped_packed import grouped_packed
+from orbit_kernels.fast.packed_product import Cut
 
 EXPERTS, ACTIVE = 384, 8
 SHAPES = [(2048, 7168), (7168, 2048)]
 TOKENS = [4096, 8192, 16384, 32768]
-SPECS = [FORMATS["bf16"], FormatSpec("int4", 32), FormatSpec("int4", 128)]
 Choice = Callable[..., torch.Tensor]
 CHOICES: dict[str, Choice] = {
     "default": grouped_product,
     "general": partial(grouped_product, block=128),
-    "256x128-64": partial(grouped_int4, cut=Cut(256, 128, 64)),
-    "256x128-128": partial(grouped_int4, cut=Cut(256, 128, 128)),
-    "128x128-64": partial(grouped_int4, cut=Cut(128, 128, 64)),
-    "128x256-128": partial(grouped_int4, cut=Cut(128, 256, 128)),
+    "256x128-64": partial(grouped_packed, cut=Cut(256, 128, 64)),
+    "256x128-128": partial(grouped_packed, cut=Cut(256, 128, 128)),
+    "128x128-64": partial(grouped_packed, cut=Cut(128, 128, 64)),
+    "128x256-128": partial(grouped_packed, cut=Cut(128, 256, 128)),
 }
 
 
 def stack_of(spec: FormatSpec, out: int, width: int, experts: int) -> PackedStack:
-    one = random_packed(spec, out, width)
-    tall = random_packed(spec, experts * out, width).tensors
-    tensors = {key: tall[key].view(experts, *each.shape) for key, each in one.tensors.items() if key != "weight_shape"}
+    rows = random_packed(spec, experts * out, width)
+    tensors = {key: each.view(experts, -1, each.shape[1]) for key, each in rows.tensors.items() if each.dim() == 2}
     if spec.name == "int4":
         tensors["weight_shape"] = torch.tensor([out, width]).repeat(experts, 1)
-    return PackedStack(spec, (out, width), tensors, one.block, experts)
+    if spec.name == "nvfp4":
+        tensors["weight_global_scale"] = rows.tensors["weight_global_scale"].repeat(experts, 1)
+    return PackedStack(spec, (out, width), tensors, rows.block, experts)
 
 
 def routed(tokens: int) -> torch.Tensor:
@@ -88,24 +90,33 @@ def check(x: torch.Tensor, counts: list[int], stack: PackedStack, turned: bool, 
     return (ours / norm) ** 0.5, (theirs / norm) ** 0.5
 
 
-def warm(worker: str) -> None:
-    work = list(itertools.product(SHAPES, (32, 128), (False, True), CHOICES.values()))
-    for (out, width), group, turned, choice in share(work, worker):
+def choices(spec: FormatSpec, tune: bool) -> Mapping[str, Choice]:
+    names = ["default"] if spec.name == "bf16" else CHOICES if tune else ["default", "general"]
+    return {name: CHOICES[name] for name in names}
+
+
+def warm(worker: str, specs: Sequence[FormatSpec], tune: bool) -> None:
+    work = [
+        (*each, choice)
+        for each in itertools.product(SHAPES, specs, (False, True))
+        for choice in choices(each[1], tune).values()
+    ]
+    for (out, width), spec, turned, choice in share(work, worker):
         x = torch.randn(16, out if turned else width, device="cuda").bfloat16()
-        choice(x, torch.tensor([16], device="cuda"), stack_of(FormatSpec("int4", group), out, width, 1), turned)
+        choice(x, torch.tensor([16], device="cuda"), stack_of(spec, out, width, 1), turned)
     torch.cuda.synchronize()
 
 
-def measured(stack: PackedStack, tokens: int, turned: bool, choices: Mapping[str, Choice], peak: float) -> Row:
+def measured(stack: PackedStack, tokens: int, turned: bool, tune: bool, peak: float) -> Row:
     out, width = stack.shape
     counts = routed(tokens)
     host = counts.tolist()
     x = torch.randn(tokens * ACTIVE, out if turned else width, device="cuda").bfloat16()
     row: Row = {
-        "op": "dX" if turned else "forward", "format": f"{stack.spec.name}-{stack.spec.group_size}",
-        "out": out, "in": width, "tokens": tokens, "rows": len(x), "largest": max(host), "smallest": min(host),
+        "op": "dX" if turned else "forward", "format": named(stack.spec), "out": out, "in": width,
+        "tokens": tokens, "rows": len(x), "largest": max(host), "smallest": min(host),
     }  # fmt: skip
-    for name, choice in choices.items():
+    for name, choice in choices(stack.spec, tune).items():
         try:
             errors = check(x, host, stack, turned, choice)
             assert errors[0] <= 1.02 * errors[1], errors
@@ -121,25 +132,25 @@ def measured(stack: PackedStack, tokens: int, turned: bool, choices: Mapping[str
     return row
 
 
-def measure(report: Report, tune: bool) -> None:
+def measure(report: Report, specs: Sequence[FormatSpec], tune: bool) -> None:
     peak = report.result["ceilings"]["bf16_TFLOPs"]
-    for shape, spec in itertools.product(SHAPES, SPECS):
+    for shape, spec in itertools.product(SHAPES, specs):
         stack = stack_of(spec, *shape, EXPERTS)
-        choices = CHOICES if tune and spec.name == "int4" else {"default": grouped_product}
         for tokens, turned in itertools.product(TOKENS, (False, True)):
             if not report.late:
-                report.add(measured(stack, tokens, turned, choices, peak))
+                report.add(measured(stack, tokens, turned, tune, peak))
 
 
 def main() -> None:
     parser = arguments(__file__)
     parser.add_argument("--tune", action="store_true", help="every way to cut, not only the one that is chosen")
+    parser.add_argument("--formats", default="bf16-0,int4-32,int4-128,mxfp4-32,nvfp4-16,fp8-128")
     options = parser.parse_args()
+    specs = [spec_of(name) for name in options.formats.split(",")]
     if options.worker:
-        return warm(options.worker)
-    if options.tune:
-        compile_beforehand()
-    measure(Report(options, experts=EXPERTS, active=ACTIVE), options.tune)
+        return warm(options.worker, specs, options.tune)
+    compile_beforehand()
+    measure(Report(options, experts=EXPERTS, active=ACTIVE), specs, options.tune)
 
 
 if __name__ == "__main__":

@@ -158,6 +158,12 @@ def card() -> dict[str, str]:
     return {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
 
 
+def spec_of(name: str) -> FormatSpec:
+    """As `dispatch.named` writes it."""
+    kind, group = name.split("-")
+    return FormatSpec(kind, int(group))
+
+
 def random_packed(spec: FormatSpec, out: int, width: int) -> PackedWeight:
     """Random codes under random scales of a usual size, as a checkpoint stores them."""
 
@@ -173,8 +179,8 @@ def random_packed(spec: FormatSpec, out: int, width: int) -> PackedWeight:
         scales = random_bytes(out, width // 32, low=118, high=124)
         tensors = {"weight_packed": random_bytes(out, width // 2), "weight_scale": scales}
     elif spec.name == "nvfp4":
-        scales = random_bytes(out, width // 16, low=40, high=120).view(torch.float8_e4m3fn)
-        whole = torch.rand(1, device="cuda") * 100 + 1000
+        scales = random_bytes(out, width // 16, low=100, high=127).view(torch.float8_e4m3fn)  # of normal weights
+        whole = torch.rand(1, device="cuda") * 1000 + 20000
         tensors = {"weight_packed": random_bytes(out, width // 2), "weight_scale": scales, "weight_global_scale": whole}
     elif spec.name == "bf16":
         tensors = {"weight": torch.randn(out, width, device="cuda").bfloat16()}

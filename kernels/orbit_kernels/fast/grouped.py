@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..formats.stack import PackedStack
-from . import grouped_bf16, grouped_int4
+from . import grouped_bf16, grouped_packed
 from .dequantize import number, operands, wide_scale
 from .schedule import schedule
 from .unpack import spread
@@ -123,8 +123,8 @@ def supports(experts: PackedStack) -> bool:
 def grouped_product(x: Tensor, counts: Tensor, experts: PackedStack, turned: bool, block: int | None = None) -> Tensor:
     """x[tokens, in] sorted by expert -> x W^T [tokens, out]; turned: dy[tokens, out] -> dy W [tokens, in].
 
-    For what `takes_grouped` accepts. BF16 goes to torch; INT4 to `grouped_int4`, unless rows per tile of the general
-    kernel are asked for: same bits.
+    For what `takes_grouped` accepts. BF16 goes to torch, the rest to `grouped_packed` where that takes it, unless rows
+    per tile of the general kernel are asked for: same bits.
     """
     out, width = experts.shape
     x = x.contiguous()
@@ -132,8 +132,8 @@ def grouped_product(x: Tensor, counts: Tensor, experts: PackedStack, turned: boo
         return x.new_empty(0, width if turned else out)
     if experts.spec.name == "bf16":
         return grouped_bf16.grouped_bf16(x, counts, experts, turned)
-    if block is None and grouped_int4.supports(experts):
-        return grouped_int4.grouped_int4(x, counts, experts, turned)
+    if block is None and grouped_packed.supports(experts):
+        return grouped_packed.grouped_packed(x, counts, experts, turned)
     y = torch.empty(x.shape[0], width if turned else out, dtype=x.dtype, device=x.device)
     block = block or 128
     table = schedule(counts, x.shape[0], block)
