@@ -120,16 +120,15 @@ def layouts(block: int, short: int, outs: int, kind: str, group: int, turned: bo
     stored = [[list(each) for each in level] for level in (registers, lanes, warps)]
     return {
         "product": product, "left": left, "short_product": short_product, "short_left": short_left,
-        "loaded": _two_words(registers, lanes, warps, [high, wide // 4]) if kind == "fp8" else eights,
+        "loaded": _two_words([registers, lanes, warps], [high, wide // 4]) if kind == "fp8" else eights,
         "eights": eights, "scales3": apart(min(group, outs if turned else DEEP)),
         "stored": gl.DistributedLinearLayout(*stored, [], [high, wide]),
         "fetched": _fetched(outs, turned) if kind.startswith("nvfp4") else eights,
     }  # fmt: skip
 
 
-def _two_words(*levels_and_shape: Any) -> Any:
-    """FP8's words, two for each eight columns, of which a thread has both."""
-    *levels, shape = levels_and_shape
+def _two_words(levels: list[list[tuple[int, int]]], shape: list[int]) -> Any:
+    """FP8's words, two for each eight columns, of which a thread has both; from the levels of a layout of elements."""
     registers, lanes, warps = ([[row, column // 8 * 2] for row, column in level] for level in levels)
     return gl.DistributedLinearLayout([[0, 1], *filter(any, registers)], lanes, warps, [], shape)
 
