@@ -1,6 +1,6 @@
 """What adapters cost: on decode products (`adapters_decode.py`) and in training, beside PEFT's layers, in one run.
 
-    PYTHONPATH=kernels python kernels/bench/adapters.py [OUT.json [decode] [training] [eager]]
+    python kernels/bench/adapters.py [OUT.json [decode] [rotation] [training] [eager]]
 
 Training is one linear, forward and backward with gradients for input and adapter. PEFT's layers sit on a BF16 linear,
 as PEFT runs them; ours on the same weight as INT4 (group 32), and on it dense. The linear without an adapter is timed
@@ -16,30 +16,24 @@ alone reaches.
 from __future__ import annotations
 
 import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 import adapters_decode
+import torch
 from adapters_decode import GROUPS, rotations
-from harness import card, ceilings, compact, seconds
+from harness import Report, Row, arguments, seconds
 from orbit_kernels import FORMATS, dequantize, linear, lora_linear, oft, oft_linear, quantize
 from orbit_kernels.fast import cayley
 from orbit_kernels.fast.rotate import turn, turn_backward
+from torch import Tensor, nn
 
 SHAPES = [(9728, 2560), (2560, 9728), (4096, 2560)]
 TOKENS = 8192
 RANK = 16
-BUDGET = 240.0  # seconds, after which no further row is begun
 Step = Callable[[Tensor], Tensor]
+Rows = Callable[[], Iterator[Row]]
 
 
 def eager(step: Step, x: Tensor, dy: Tensor, wanted: Sequence[Tensor]) -> float:
@@ -80,7 +74,7 @@ def close(ours: Tensor, theirs: Tensor) -> float:
     return float(((ours.double() - theirs.double()).norm() / theirs.double().norm()).detach())
 
 
-def rows_of(out: int, width: int, how: str, copy: float) -> Iterator[dict[str, Any]]:
+def rows_of(out: int, width: int, how: str, copy: float) -> Iterator[Row]:
     from peft import LoraConfig, OFTConfig
 
     timed = {"eager": eager, "captured": captured}[how]
@@ -130,7 +124,7 @@ def rows_of(out: int, width: int, how: str, copy: float) -> Iterator[dict[str, A
         yield row
 
 
-def rows_of_group(name: str, b: int) -> Iterator[dict[str, Any]]:
+def rows_of_group(name: str, b: int) -> Iterator[Row]:
     width, outs = GROUPS[name][0][1], [out for out, _ in GROUPS[name]]
     x = torch.randn(TOKENS, width, device="cuda").bfloat16().requires_grad_()
     dys = [torch.randn(TOKENS, out, device="cuda").bfloat16() for out in outs]
@@ -162,7 +156,7 @@ def rows_of_group(name: str, b: int) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
 
 
-def rotation_rows(copy: float) -> Iterator[dict[str, Any]]:
+def rotation_rows(copy: float) -> Iterator[Row]:
     """The rotation by itself and v -> R, as shares of the speed of a copy, and in microseconds."""
     for width in (2560, 9728):
         x, dy = (torch.randn(TOKENS, width, device="cuda").bfloat16() for _ in range(2))
@@ -182,35 +176,35 @@ def rotation_rows(copy: float) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
-def main(path: str, wanted: list[str]) -> None:
-    begin = time.monotonic()
-    command = " ".join(["python kernels/bench/adapters.py", *([] if wanted == DEFAULT else wanted)])
-    result: dict[str, Any] = {**card(), "command": command, "ceilings": ceilings(), "rows": []}
-    copy = result["ceilings"]["copy_GBps"] * 1e9
-    training = [partial(rows_of, *shape, "captured", copy) for shape in SHAPES]
-    training += [partial(rows_of_group, name, b) for name in GROUPS for b in (32, 128)]
-    parts: dict[str, list[Any]] = {
-        "decode": list(adapters_decode.all_rows()),
-        "training": [partial(rotation_rows, copy), *training],
-        "eager": [partial(rows_of, *shape, "eager", copy) for shape in SHAPES],
-    }
-    for rows in (rows for part in wanted for rows in parts[part]):
-        if time.monotonic() - begin > BUDGET:
-            result["stopped"] = f"after {BUDGET} s"
-            break
+def training(copy: float) -> list[Rows]:
+    return [
+        *(partial(rows_of, *shape, "captured", copy) for shape in SHAPES),
+        *(partial(rows_of_group, name, b) for name in GROUPS for b in (32, 128)),
+    ]
+
+
+PARTS: dict[str, Callable[[float], list[Rows]]] = {  # of the speed of a copy
+    "decode": lambda copy: list(adapters_decode.all_rows()),
+    "rotation": lambda copy: [partial(rotation_rows, copy)],
+    "training": training,
+    "eager": lambda copy: [partial(rows_of, *shape, "eager", copy) for shape in SHAPES],
+}
+
+
+def measure(report: Report, parts: Sequence[str]) -> None:
+    for rows in (rows for part in parts for rows in PARTS[part](report.copy)):
+        if report.late:
+            return report.add({"case": str(rows)[:200], "failed": "no time left"})
         try:
             for row in rows():
-                result["rows"].append(row)
-                print({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
+                report.add(row)
         except Exception as problem:  # one shape's trouble is written down beside the others' figures
-            result["rows"].append({"case": str(rows)[:200], "failed": repr(problem)[:600]})
-            print(repr(problem), flush=True)
+            report.add({"case": str(rows)[:200], "failed": repr(problem)[:600]})
         torch.cuda.empty_cache()
-        Path(path).write_text(compact(result))
 
-
-DEFAULT = ["decode", "training", "eager"]
 
 if __name__ == "__main__":
-    target = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "results" / "adapters.json")
-    main(target, sys.argv[2:] or DEFAULT)
+    parser = arguments(__file__)
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=", ".join(PARTS))
+    options = parser.parse_args()
+    measure(Report(options), options.parts)

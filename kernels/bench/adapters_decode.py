@@ -8,18 +8,14 @@ than that share of the time. Rows "q, k, v" and "gate, up" are several products 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 from harness import SHAPES, copies, error, random_packed, seconds
 from orbit_kernels import FormatSpec, PackedWeight, dequantize, linear, lora_delta, lora_linear, oft, oft_linear
+from torch import Tensor
 
 TOKENS = [1, 16, 64]
 SPEC = FormatSpec("int4", 128)

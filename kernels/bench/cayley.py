@@ -1,24 +1,20 @@
 """Cayley-Neumann v -> R and dR -> dv beside the reference on the same card, both in captured graphs.
 
-    PYTHONPATH=kernels python kernels/bench/cayley.py [OUT.json]
+    python kernels/bench/cayley.py [OUT.json]
 
 `blocks` are those of one linear of width 2560 or 9728, and of a dense layer of Qwen3-4B with an adapter at all seven.
 """
 
 from __future__ import annotations
 
-import sys
+import itertools
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from harness import Thunk, card, ceilings, compact, error, seconds
+from harness import Report, Row, Thunk, arguments, error, seconds
 from orbit_kernels import oft
 from orbit_kernels.fast import cayley
+from torch import Tensor
 
 WIDTHS = {"2560": 2560, "9728": 9728, "layer": 5 * 2560 + 4096 + 9728}
 
@@ -30,7 +26,7 @@ class Kept:
         self.saved_tensors = tensors
 
 
-def measured(b: int, blocks: int) -> dict[str, Any]:
+def measured(b: int, blocks: int) -> Row:
     v = torch.randn(blocks, b * (b - 1) // 2, device="cuda") * (0.1 / b**0.5)
     dR, kept = torch.randn(blocks, b, b, device="cuda"), Kept()
     reference = oft._CayleyNeumann
@@ -51,18 +47,11 @@ def measured(b: int, blocks: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main(path: str) -> None:
-    result: dict[str, Any] = {**card(), "command": "python kernels/bench/cayley.py", "ceilings": ceilings(), "rows": []}
-    for b in (32, 64, 128, 256):
-        for width in WIDTHS.values():
-            row = measured(b, width // b)
-            result["rows"].append(row)
-            print(
-                {key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}, flush=True
-            )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(compact(result))
+def main() -> None:
+    report = Report(arguments(__file__).parse_args())
+    for b, width in itertools.product((32, 64, 128, 256), WIDTHS.values()):
+        report.add(measured(b, width // b))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "results" / "cayley.json"))
+    main()

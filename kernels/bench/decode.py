@@ -1,6 +1,6 @@
 """Decode products of every packed format beside their ceilings, in one run.
 
-    PYTHONPATH=kernels python kernels/bench/decode.py [OUT.json]
+    python kernels/bench/decode.py [OUT.json]
 
 Weights are random codes under random scales. Every product is checked against float64 before it is timed: its error
 must not exceed that of dequantise + cuBLAS. "read" is a kernel that only reads the packed bytes; see harness.py.
@@ -8,33 +8,38 @@ must not exceed that of dequantise + cuBLAS. "read" is a kernel that only reads 
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
+import itertools
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from harness import SHAPES, card, ceilings, compact, copies, error, random_packed, reader, seconds, stored
+from harness import (
+    SHAPES,
+    Report,
+    Row,
+    arguments,
+    compile_beforehand,
+    copies,
+    error,
+    random_packed,
+    reader,
+    seconds,
+    share,
+    stored,
+)
 from orbit_kernels import FormatSpec, PackedWeight, linear
 from orbit_kernels import dequantize as reference_dequantize
 from orbit_kernels.fast import dequantize
+from torch.nn import functional as F
 
 SPECS = [FormatSpec("int4", 128), FormatSpec("int4", 32), *(FormatSpec(name) for name in ("mxfp4", "nvfp4", "fp8"))]
 TOKENS = [1, 4, 16, 32, 64]
-BUDGET = 240.0  # seconds, after which no further weight is begun
-COMPILERS = 14  # processes that compile the kernels beforehand
 
 
 def through_scratch(x: torch.Tensor, packed: PackedWeight) -> torch.Tensor:
     return F.linear(x, dequantize(packed))
 
 
-def rows_of(spec: FormatSpec, out: int, width: int) -> list[dict[str, Any]]:
+def rows_of(spec: FormatSpec, out: int, width: int) -> list[Row]:
     few = [random_packed(spec, out, width)]
     few += [random_packed(spec, out, width) for _ in range(copies(few[0].nbytes) - 1)]
     dense = [torch.randn(out, width, device="cuda").bfloat16() for _ in range(copies(out * width * 2))]
@@ -58,40 +63,34 @@ def rows_of(spec: FormatSpec, out: int, width: int) -> list[dict[str, Any]]:
     return rows
 
 
-def compile_share(index: int) -> None:
-    for spec, (out, width) in [(spec, shape) for spec in SPECS for shape in SHAPES][index::COMPILERS]:
+def warm(worker: str) -> None:
+    for spec, (out, width) in share(list(itertools.product(SPECS, SHAPES)), worker):
         packed = random_packed(spec, out, width)
         for m in (16, 32, 64):
             linear(torch.randn(m, width, device="cuda").bfloat16(), packed)
     torch.cuda.synchronize()
 
 
-def show(what: str, rows: list[dict[str, Any]]) -> None:
-    ranges = [
-        f"{key} {min(row[key] for row in rows):.2f} to {max(row[key] for row in rows):.2f}"
-        for key in ("over_read", "against_cublas", "against_dequantise")
-    ]
-    print(what.ljust(16), "; ".join(ranges), *(f"{row['us']:.1f}/{row['read_us']:.1f}" for row in rows), flush=True)
+def show(rows: list[Row]) -> None:
+    """Ranges over the shapes."""
+    for what in dict.fromkeys((row["format"], row["M"]) for row in rows):
+        mine = [row for row in rows if (row["format"], row["M"]) == what]
+        for key in ("over_read", "against_cublas", "against_dequantise"):
+            print(*what, key, f"{min(row[key] for row in mine):.2f} to {max(row[key] for row in mine):.2f}", flush=True)
 
 
-def main(path: str) -> None:
-    workers = [subprocess.Popen([sys.executable, __file__, "--compile", str(i)]) for i in range(COMPILERS)]
-    assert not any(worker.wait() for worker in workers)
-    begin = time.monotonic()
-    result: dict[str, Any] = {**card(), "command": "python kernels/bench/decode.py", "ceilings": ceilings(), "rows": []}
-    for spec in SPECS:
-        for out, width in SHAPES:
-            if time.monotonic() - begin > BUDGET:
-                break
-            result["rows"] += rows_of(spec, out, width)
-            Path(path).write_text(compact(result))
-        mine = [row for row in result["rows"] if row["format"] == f"{spec.name}-{spec.group_size}"]
-        for m in TOKENS:
-            show(f"{spec.name}-{spec.group_size} M {m}", [row for row in mine if row["M"] == m])
+def main() -> None:
+    options = arguments(__file__).parse_args()
+    if options.worker:
+        return warm(options.worker)
+    compile_beforehand()
+    report = Report(options)
+    for spec, (out, width) in itertools.product(SPECS, SHAPES):
+        if not report.late:
+            for row in rows_of(spec, out, width):
+                report.add(row)
+    show(report.rows)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--compile"]:
-        compile_share(int(sys.argv[2]))
-    else:
-        main(sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "results" / "decode.json"))
+    main()

@@ -11,20 +11,14 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from harness import card, compact, random_packed
+from harness import Report, Row, arguments, random_packed
 from orbit_kernels import FormatSpec, cayley_neumann, dequantize
+from torch import Tensor
 
 from orbit_core.adapters.operands import LowRank, Operand, Rotation
 from orbit_core.modeling.layers import PackedExperts
@@ -90,7 +84,7 @@ def timed(step: Any, repeats: int = 6) -> float:
     return statistics.median(times)
 
 
-def row(experts: PackedExperts, kind: str, tokens: int) -> dict[str, Any]:
+def row(experts: PackedExperts, kind: str, tokens: int) -> Row:
     for name, shape in PROJECTIONS.items():
         for expert in experts:
             getattr(expert, name).operand = operand(kind, *shape)
@@ -100,7 +94,7 @@ def row(experts: PackedExperts, kind: str, tokens: int) -> dict[str, Any]:
     weights, chosen = (torch.randn(tokens, EXPERTS, device="cuda") * 0.5).softmax(1).topk(ACTIVE, 1)
     weights = (weights / weights.sum(1, keepdim=True)).bfloat16()
     dy = torch.randn_like(x)
-    found: dict[str, Any] = {"adapter": kind, "tokens": tokens}
+    found: Row = {"adapter": kind, "tokens": tokens}
     ways = {"together": experts._together, "one_by_one": experts._one_by_one}
     part = slice(0, 64)
     reference = exact(experts, x.detach()[part], chosen[part], weights[part])
@@ -123,19 +117,17 @@ def row(experts: PackedExperts, kind: str, tokens: int) -> dict[str, Any]:
     return found
 
 
-def main(path: str) -> None:
+def main() -> None:
     torch.manual_seed(0)
     experts = layer()
     shape = {"experts": EXPERTS, "active": ACTIVE, "hidden": HIDDEN, "intermediate": INNER, "format": f"int4-{GROUP}"}
-    result: dict[str, Any] = {**card(), "command": "python kernels/bench/experts.py", **shape, "rows": []}
+    report = Report(arguments(__file__).parse_args(), **shape)
     for kind, tokens in itertools.product(("none", "oft", "lora"), TOKENS):
         try:
-            result["rows"].append(row(experts, kind, tokens))
+            report.add(row(experts, kind, tokens))
         except Exception as problem:  # one row's trouble is written down beside the others' figures
-            result["rows"].append({"adapter": kind, "tokens": tokens, "failed": repr(problem)[:400]})
-        print({k: round(v, 4) if isinstance(v, float) else v for k, v in result["rows"][-1].items()}, flush=True)
-        Path(path).write_text(compact(result))
+            report.add({"adapter": kind, "tokens": tokens, "failed": repr(problem)[:400]})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "results" / "experts.json"))
+    main()

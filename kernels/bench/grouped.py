@@ -1,10 +1,11 @@
 """Products with 384 packed experts, forward and gradient, beside what they replace, in one run.
 
-    PYTHONPATH=kernels python kernels/bench/grouped.py [OUT.json] [--tune] [--seconds 200]
+    python kernels/bench/grouped.py [OUT.json] [--formats bf16-0,int4-32,mxfp4-32] [--tune] [--seconds 200]
 
     loop      for each expert that got rows: dequantise to a scratch, cuBLAS; captured in a graph with its counts known,
               which no training step can do (eager it also waits for the counts): the best that the loop can be
-    bf16      torch's grouped product of dense BF16 weights, four times the bytes: no unpacking at all
+    general   the Triton kernel for every packed format, which the fused product is there to beat
+    BF16      experts of dense weights, two to four times the bytes: torch's grouped product, no unpacking at all
     peak      cuBLAS BF16 on 8192^3 in this run
 
 Rows are drawn from a router with some experts more popular than others. Four experts of each shape are checked against
@@ -13,48 +14,41 @@ float64 before anything is timed: their error must not exceed that of dequantise
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from harness import card, ceilings, compact, random_packed, seconds
-from orbit_kernels import FormatSpec, PackedStack, dequantize
-from orbit_kernels.fast import dequantize as fast_dequantize
-from orbit_kernels.fast import grouped_product
-from orbit_kernels.fast.grouped_int4 import grouped_int4
-from orbit_kernels.fast.int4_product import Cut
+from harness import Report, Row, arguments, compile_beforehand, random_packed, seconds, share, spec_of
+from orbit_kernels import FormatSpec, PackedStack
+from orbit_kernels import dequantize as reference_dequantize
+from orbit_kernels.fast import dequantize, grouped_product
+from orbit_kernels.fast.dispatch import named
+from orbit_kernels.fast.grouped_packed import grouped_packed
+from orbit_kernels.fast.packed_product import Cut
 
 EXPERTS, ACTIVE = 384, 8
 SHAPES = [(2048, 7168), (7168, 2048)]
 TOKENS = [4096, 8192, 16384, 32768]
-CHOICES: dict[str, Callable[..., torch.Tensor]] = {
+Choice = Callable[..., torch.Tensor]
+CHOICES: dict[str, Choice] = {
     "default": grouped_product,
     "general": partial(grouped_product, block=128),
-    "256x128-64": partial(grouped_int4, cut=Cut(256, 128, 64)),
-    "256x128-128": partial(grouped_int4, cut=Cut(256, 128, 128)),
-    "128x128-64": partial(grouped_int4, cut=Cut(128, 128, 64)),
-    "128x256-128": partial(grouped_int4, cut=Cut(128, 256, 128)),
+    "256x128-64": partial(grouped_packed, cut=Cut(256, 128, 64)),
+    "256x128-128": partial(grouped_packed, cut=Cut(256, 128, 128)),
+    "128x128-64": partial(grouped_packed, cut=Cut(128, 128, 64)),
+    "128x256-128": partial(grouped_packed, cut=Cut(128, 256, 128)),
 }
 
 
-def stack_of(out: int, width: int, group: int, experts: int) -> PackedStack:
-    rows = random_packed(FormatSpec("int4", group), experts * out, width).tensors
-    tensors = {
-        "weight_packed": rows["weight_packed"].view(experts, out, -1),
-        "weight_scale": rows["weight_scale"].view(experts, out, -1),
-        "weight_shape": torch.tensor([out, width]).repeat(experts, 1),
-    }
-    return PackedStack(FormatSpec("int4", group), (out, width), tensors, (1, group), experts)
+def stack_of(spec: FormatSpec, out: int, width: int, experts: int) -> PackedStack:
+    rows = random_packed(spec, experts * out, width)
+    tensors = {key: each.view(experts, -1, each.shape[1]) for key, each in rows.tensors.items() if each.dim() == 2}
+    if spec.name == "int4":
+        tensors["weight_shape"] = torch.tensor([out, width]).repeat(experts, 1)
+    if spec.name == "nvfp4":
+        tensors["weight_global_scale"] = rows.tensors["weight_global_scale"].repeat(experts, 1)
+    return PackedStack(spec, (out, width), tensors, rows.block, experts)
 
 
 def routed(tokens: int) -> torch.Tensor:
@@ -71,21 +65,21 @@ def loop(x: torch.Tensor, counts: list[int], stack: PackedStack, turned: bool) -
     first = 0
     for e, count in enumerate(counts):
         if count:
-            fast_dequantize(stack[e], out=scratch)
             rows = slice(first, first + count)
-            torch.mm(x[rows], scratch if turned else scratch.t(), out=y[rows])
+            weight = stack[e].tensors["weight"] if stack.spec.name == "bf16" else dequantize(stack[e], out=scratch)
+            torch.mm(x[rows], weight if turned else weight.t(), out=y[rows])
             first += count
     return y
 
 
-def check(x: torch.Tensor, counts: list[int], stack: PackedStack, turned: bool, choice: Any) -> tuple[float, float]:
+def check(x: torch.Tensor, counts: list[int], stack: PackedStack, turned: bool, choice: Choice) -> tuple[float, float]:
     """Relative errors of four experts' rows, ours and dequantise + cuBLAS; an unwritten row would be NaN."""
     torch.empty(len(x), max(stack.shape), dtype=x.dtype, device=x.device).fill_(float("nan"))
     found = choice(x, torch.tensor(counts, device="cuda"), stack, turned)
     ours, theirs, norm, first = 0.0, 0.0, 0.0, 0
     for e, count in enumerate(counts):
         if e in (0, 1, EXPERTS // 2, EXPERTS - 1):
-            dense, part = dequantize(stack[e]), x[first : first + count]
+            dense, part = reference_dequantize(stack[e]), x[first : first + count]
             weight = dense if turned else dense.t()
             exact = part.double() @ weight.double()
             ours += float((found[first : first + count].double() - exact).square().sum())
@@ -96,80 +90,67 @@ def check(x: torch.Tensor, counts: list[int], stack: PackedStack, turned: bool, 
     return (ours / norm) ** 0.5, (theirs / norm) ** 0.5
 
 
-def dense_weights(stack: PackedStack) -> torch.Tensor:
-    dense = torch.empty(stack.count, *stack.shape, dtype=torch.bfloat16, device="cuda")
-    for e in range(stack.count):
-        fast_dequantize(stack[e], out=dense[e])
-    return dense
+def choices(spec: FormatSpec, tune: bool) -> Mapping[str, Choice]:
+    names = ["default"] if spec.name == "bf16" else CHOICES if tune else ["default", "general"]
+    return {name: CHOICES[name] for name in names}
 
 
-def warm(worker: str) -> None:
-    index, of = map(int, worker.split("/"))
-    work = list(itertools.product(SHAPES, (32, 128), (False, True), CHOICES.values()))
-    for (out, width), group, turned, choice in work[index::of]:
+def warm(worker: str, specs: Sequence[FormatSpec], tune: bool) -> None:
+    work = [
+        (*each, choice)
+        for each in itertools.product(SHAPES, specs, (False, True))
+        for choice in choices(each[1], tune).values()
+    ]
+    for (out, width), spec, turned, choice in share(work, worker):
         x = torch.randn(16, out if turned else width, device="cuda").bfloat16()
-        choice(x, torch.tensor([16], device="cuda"), stack_of(out, width, group, 1), turned)
+        choice(x, torch.tensor([16], device="cuda"), stack_of(spec, out, width, 1), turned)
     torch.cuda.synchronize()
 
 
-def measure(options: argparse.Namespace, result: dict[str, Any]) -> None:
-    start = time.monotonic()
-    choices = CHOICES if options.tune else {"default": grouped_product}
-    for group, (out, width) in itertools.product((32, 128), SHAPES):
-        stack = stack_of(out, width, group, EXPERTS)
-        dense = dense_weights(stack) if group == 32 else None
+def measured(stack: PackedStack, tokens: int, turned: bool, tune: bool, peak: float) -> Row:
+    out, width = stack.shape
+    counts = routed(tokens)
+    host = counts.tolist()
+    x = torch.randn(tokens * ACTIVE, out if turned else width, device="cuda").bfloat16()
+    row: Row = {
+        "op": "dX" if turned else "forward", "format": named(stack.spec), "out": out, "in": width,
+        "tokens": tokens, "rows": len(x), "largest": max(host), "smallest": min(host),
+    }  # fmt: skip
+    for name, choice in choices(stack.spec, tune).items():
+        try:
+            errors = check(x, host, stack, turned, choice)
+            assert errors[0] <= 1.02 * errors[1], errors
+            row[f"{name}_ms"] = seconds([partial(choice, x, counts, stack, turned)] * 2, 7) * 1e3
+            row |= {"error": errors[0], "error_cublas": errors[1]} if name == "default" else {}
+        except Exception as problem:
+            row[f"{name}_failed"] = repr(problem)[:300]
+    row["loop_ms"] = seconds([partial(loop, x, host, stack, turned)], 3) * 1e3
+    if "default_ms" in row:  # what a caller gets; the other ways to cut are there to judge the choice
+        row["TFLOPs"] = 2 * len(x) * out * width / row["default_ms"] / 1e9
+        row["of_peak"] = row["TFLOPs"] / peak
+        row["over_loop"] = row["loop_ms"] / row["default_ms"]
+    return row
+
+
+def measure(report: Report, specs: Sequence[FormatSpec], tune: bool) -> None:
+    peak = report.result["ceilings"]["bf16_TFLOPs"]
+    for shape, spec in itertools.product(SHAPES, specs):
+        stack = stack_of(spec, *shape, EXPERTS)
         for tokens, turned in itertools.product(TOKENS, (False, True)):
-            if time.monotonic() - start > options.seconds:
-                return
-            counts = routed(tokens)
-            host = counts.tolist()
-            x = torch.randn(tokens * ACTIVE, out if turned else width, device="cuda").bfloat16()
-            flops = 2 * len(x) * out * width
-            row: dict[str, Any] = {
-                "op": "dX" if turned else "forward", "format": f"int4-{group}", "out": out, "in": width,
-                "tokens": tokens, "rows": len(x), "largest": max(host), "smallest": min(host),
-            }  # fmt: skip
-            for name, choice in choices.items():
-                try:
-                    errors = check(x, host, stack, turned, choice)
-                    assert errors[0] <= 1.02 * errors[1], errors
-                    row[f"{name}_ms"] = seconds([partial(choice, x, counts, stack, turned)] * 2, 7) * 1e3
-                    row |= {"error": errors[0], "error_cublas": errors[1]} if name == "default" else {}
-                except Exception as problem:
-                    row[f"{name}_failed"] = repr(problem)[:300]
-            row["loop_ms"] = seconds([partial(loop, x, host, stack, turned)], 3) * 1e3
-            if dense is not None:
-                ends = counts.cumsum(0).to(torch.int32)
-                weights = dense if turned else dense.transpose(1, 2)
-                row["bf16_ms"] = seconds([partial(torch._grouped_mm, x, weights, offs=ends)] * 2, 5) * 1e3
-            if "default_ms" in row:  # what a caller gets; the other ways to cut are there to judge the choice
-                row["TFLOPs"] = flops / row["default_ms"] / 1e9
-                row["of_peak"] = row["TFLOPs"] / result["ceilings"]["bf16_TFLOPs"]
-                row["over_loop"] = row["loop_ms"] / row["default_ms"]
-            result["rows"].append(row)
-            print({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
-            Path(options.path).write_text(compact(result))
+            if not report.late:
+                report.add(measured(stack, tokens, turned, tune, peak))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("path", nargs="?", default=str(Path(__file__).parent / "results" / "grouped.json"))
+    parser = arguments(__file__)
     parser.add_argument("--tune", action="store_true", help="every way to cut, not only the one that is chosen")
-    parser.add_argument("--seconds", type=float, default=200.0)
-    parser.add_argument("--worker", default="")
+    parser.add_argument("--formats", default="bf16-0,int4-32,int4-128,mxfp4-32,nvfp4-16,fp8-128")
     options = parser.parse_args()
+    specs = [spec_of(name) for name in options.formats.split(",")]
     if options.worker:
-        return warm(options.worker)
-    if options.tune:  # compile in parallel
-        workers = [subprocess.Popen([sys.executable, __file__, "--worker", f"{i}/14"]) for i in range(14)]
-        print("workers returned", {worker.wait() for worker in workers}, flush=True)
-    result: dict[str, Any] = {
-        **card(), "command": "python kernels/bench/grouped.py" + " --tune" * options.tune,
-        "experts": EXPERTS, "active": ACTIVE,
-        "ceilings": ceilings(), "rows": [],
-    }  # fmt: skip
-    print(result)
-    measure(options, result)
+        return warm(options.worker, specs, options.tune)
+    compile_beforehand()
+    measure(Report(options, experts=EXPERTS, active=ACTIVE), specs, options.tune)
 
 
 if __name__ == "__main__":

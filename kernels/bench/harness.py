@@ -2,29 +2,100 @@
 
 The operands of one graph add up to several times the L2 cache, so a weight is always read from memory; host overhead
 does not count, the gaps between kernels of a graph do. Ceilings are measured in the same process.
+
+Every script is called alike: `python kernels/bench/NAME.py [OUT.json] [--seconds 240]`, without a path it writes
+`results/NAME.json`. Where there is much to compile, it first calls itself COMPILERS times with a share of the work.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # what is built on the kernels
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from orbit_kernels import FormatSpec, PackedWeight
 
 SHAPES = [(9728, 2560), (2560, 9728), (4096, 2560), (7168, 2048), (2048, 7168)]  # (out, in)
 ROTATE_BYTES = 300e6
+COMPILERS = 14  # processes that compile the kernels beforehand
 Thunk = Callable[[], object]
+Row = dict[str, Any]
+Part = TypeVar("Part")
+
+
+def arguments(script: str) -> argparse.ArgumentParser:
+    """What every script takes; a script adds its own."""
+    parser = argparse.ArgumentParser()
+    default = Path(script).parent / "results" / f"{Path(script).stem}.json"
+    parser.add_argument("path", nargs="?", type=Path, default=default, help="where the JSON goes")
+    parser.add_argument("--seconds", type=float, default=240.0, help="no further row is begun after these")
+    parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
+    return parser
+
+
+def compile_beforehand(limit: float = 120.0) -> None:
+    """Run this script's workers, which compile what it will time; those still at it after `limit` seconds are ended."""
+    begin = time.monotonic()
+    argv = [sys.executable, *sys.argv, "--worker"]
+    workers = [subprocess.Popen([*argv, f"{index}/{COMPILERS}"]) for index in range(COMPILERS)]
+    for worker in workers:
+        try:
+            worker.wait(max(0.0, begin + limit - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+    codes = [worker.wait() for worker in workers]
+    print(f"workers returned {codes} after {time.monotonic() - begin:.0f} s", flush=True)
+
+
+def share(work: Sequence[Part], worker: str) -> Sequence[Part]:
+    """What the worker "3/14" does of it."""
+    index, of = map(int, worker.split("/"))
+    return work[index::of]
+
+
+class Report:
+    """The JSON of a run: card, command, ceilings and rows, printed and written as they come."""
+
+    def __init__(self, options: argparse.Namespace, **about: Any) -> None:
+        self.path: Path = options.path
+        self.until = time.monotonic() + options.seconds
+        said = ["OUT.json" if word == str(self.path) else word for word in sys.argv[1:]]
+        command = " ".join(["python", f"kernels/bench/{Path(sys.argv[0]).name}", *said])
+        self.rows: list[Row] = []
+        self.result = {**card(), "command": command, **about, "ceilings": ceilings(), "rows": self.rows}
+        print(self.result, flush=True)
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.until
+
+    @property
+    def copy(self) -> float:
+        """Bytes a second, read and written."""
+        return float(self.result["ceilings"]["copy_GBps"]) * 1e9
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        print({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
+        self.write()
+
+    def write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(compact(self.result))
 
 
 def seconds(calls: Sequence[Thunk], replays: int = 15) -> float:
@@ -87,6 +158,12 @@ def card() -> dict[str, str]:
     return {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
 
 
+def spec_of(name: str) -> FormatSpec:
+    """As `dispatch.named` writes it."""
+    kind, group = name.split("-")
+    return FormatSpec(kind, int(group))
+
+
 def random_packed(spec: FormatSpec, out: int, width: int) -> PackedWeight:
     """Random codes under random scales of a usual size, as a checkpoint stores them."""
 
@@ -102,9 +179,11 @@ def random_packed(spec: FormatSpec, out: int, width: int) -> PackedWeight:
         scales = random_bytes(out, width // 32, low=118, high=124)
         tensors = {"weight_packed": random_bytes(out, width // 2), "weight_scale": scales}
     elif spec.name == "nvfp4":
-        scales = random_bytes(out, width // 16, low=40, high=120).view(torch.float8_e4m3fn)
-        whole = torch.rand(1, device="cuda") * 100 + 1000
+        scales = random_bytes(out, width // 16, low=100, high=127).view(torch.float8_e4m3fn)  # of normal weights
+        whole = torch.rand(1, device="cuda") * 1000 + 20000
         tensors = {"weight_packed": random_bytes(out, width // 2), "weight_scale": scales, "weight_global_scale": whole}
+    elif spec.name == "bf16":
+        tensors = {"weight": torch.randn(out, width, device="cuda").bfloat16()}
     else:
         codes = random_bytes(out, width)
         codes[codes & 0x7F == 0x7F] = 0  # NaN

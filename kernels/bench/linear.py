@@ -1,26 +1,22 @@
 """Training shapes of packed linears, dequantisation and OFT rotation beside their ceilings, in one run.
 
-    PYTHONPATH=kernels python kernels/bench/linear.py [OUT.json]
+    python kernels/bench/linear.py [OUT.json]
 
 Decode shapes are in decode.py; see harness.py for how times are taken.
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from harness import card, ceilings, compact, copies, random_packed, seconds
+from harness import Report, Row, arguments, copies, random_packed, seconds
 from orbit_kernels import FormatSpec, linear, oft, quantize
 from orbit_kernels import dequantize as reference_dequantize
 from orbit_kernels.fast import dequantize, dgrad
 from orbit_kernels.fast.rotate import turn, turn_backward
+from torch.nn import functional as F
 
 TRAIN = [512, 2048, 8192]
 
@@ -30,8 +26,7 @@ def by_bmm(x: torch.Tensor, R: torch.Tensor) -> torch.Tensor:
     return torch.bmm(x.unflatten(1, (-1, R.shape[1])).transpose(0, 1), R).transpose(0, 1).reshape(x.shape)
 
 
-def training_rows() -> list[dict[str, Any]]:
-    rows = []
+def training_rows() -> Iterator[Row]:
     for out, width in [(9728, 2560), (2560, 9728), (7168, 2048)]:
         few = [random_packed(FormatSpec("int4", 32), out, width) for _ in range(4)]
         dense = [torch.randn(out, width, device="cuda").bfloat16() for _ in range(4)]
@@ -42,17 +37,14 @@ def training_rows() -> list[dict[str, Any]]:
                 ("dX", [partial(dgrad, dy, p, None) for p in few], [partial(torch.mm, dy, w) for w in dense]),
             ):
                 mine, theirs = seconds(ours), seconds(cublas)
-                rows.append({
+                yield {
                     "op": op, "format": "int4-32", "out": out, "in": width, "M": m, "us": mine * 1e6,
                     "cublas_bf16_us": theirs * 1e6, "against_cublas": theirs / mine,
                     "TFLOPs": 2 * m * out * width / mine / 1e12,
-                })  # fmt: skip
-                show(rows[-1], "us", "against_cublas", "TFLOPs")
-    return rows
+                }  # fmt: skip
 
 
-def dequantise_rows() -> list[dict[str, Any]]:
-    rows = []
+def dequantise_rows() -> Iterator[Row]:
     for out, width in [(9728, 2560), (7168, 2048)]:
         for spec in [FormatSpec(n, *g) for n, g in (("int4", [32]), ("int4", [128]))] + [
             FormatSpec(name) for name in ("nvfp4", "mxfp4", "fp8")
@@ -66,16 +58,14 @@ def dequantise_rows() -> list[dict[str, Any]]:
             ours = seconds([partial(dequantize, p, out=o) for p, o in zip(same, outs, strict=True)])
             halves = [torch.empty(2, nbytes // 8, device="cuda").normal_() for _ in range(count)]
             copy = seconds([partial(torch.mul, h[0], 1.0, out=h[1]) for h in halves])
-            rows.append({
+            yield {
                 "op": "dequantise", "format": f"{spec.name}-{spec.group_size}", "out": out, "in": width,
                 "us": ours * 1e6, "copy_us": copy * 1e6, "of_copy": copy / ours, "GBps": nbytes / ours / 1e9,
-            })  # fmt: skip
-            show(rows[-1], "us", "of_copy", "GBps")
-    return rows
+            }  # fmt: skip
 
 
-def rotation_rows() -> list[dict[str, Any]]:
-    rows, m = [], 8192
+def rotation_rows() -> Iterator[Row]:
+    m = 8192
     for width in (2560, 9728):
         for b in (16, 32, 64, 128):
             R = oft.cayley_neumann(torch.randn(width // b, b * (b - 1) // 2, device="cuda") * 0.02, b).bfloat16()
@@ -86,26 +76,18 @@ def rotation_rows() -> list[dict[str, Any]]:
             forward = seconds([partial(turn, x, R) for x in xs])
             both = seconds([partial(turn_backward, x, R, [d]) for x, d in zip(xs, dys, strict=True)])
             reference = seconds([partial(by_bmm, x, R) for x in xs])
-            rows.append({
+            yield {
                 "op": "rotate", "b": b, "in": width, "M": m, "us": forward * 1e6, "of_copy": copy / forward,
                 "backward_us": both * 1e6, "backward_of_copy": 1.5 * copy / both, "reference_us": reference * 1e6,
-            })  # fmt: skip
-            show(rows[-1], "us", "of_copy", "backward_us", "backward_of_copy", "reference_us")
-    return rows
+            }  # fmt: skip
 
 
-def show(row: dict[str, Any], *measures: str) -> None:
-    what = " ".join(str(row[key]) for key in ("op", "format", "b", "out", "in", "M") if key in row)
-    print(what.ljust(40), "  ".join(f"{key} {row[key]:.2f}" for key in measures), flush=True)
-
-
-def main(path: str) -> None:
-    result: dict[str, Any] = {**card(), "command": "python kernels/bench/linear.py", "ceilings": ceilings()}
-    print(result)
-    result["rows"] = [*training_rows(), *dequantise_rows(), *rotation_rows()]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(compact(result))
+def main() -> None:
+    report = Report(arguments(__file__).parse_args())
+    for rows in (training_rows, dequantise_rows, rotation_rows):
+        for row in rows():
+            report.add(row)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "results" / "linear.json"))
+    main()

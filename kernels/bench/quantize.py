@@ -1,6 +1,6 @@
 """Quantisation beside a copy of as many bytes and beside the reference on the same card, in one run.
 
-    PYTHONPATH=kernels python kernels/bench/quantize.py [OUT.json]
+    python kernels/bench/quantize.py [OUT.json]
 
 Bytes are those of the weight, read once, and of what is stored; NVFP4, which needs the largest magnitude of all before
 it starts, reads the weight twice and is still compared with one reading. The reference is eager: it looks at values on
@@ -9,17 +9,13 @@ the host. Bits are compared first, with the reference on the CPU.
 
 from __future__ import annotations
 
+import itertools
 import statistics
-import sys
 import time
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from harness import Thunk, card, ceilings, compact, copies, seconds
+from harness import Report, Row, Thunk, arguments, copies, seconds
 from orbit_kernels import FormatSpec, quantize
 from orbit_kernels.fast.quantize import pack
 from orbit_kernels.formats.base import implementation
@@ -27,7 +23,7 @@ from orbit_kernels.formats.base import implementation
 SPECS = [FormatSpec("int4", 32), FormatSpec("int4", 128), *(FormatSpec(name) for name in ("nvfp4", "mxfp4", "fp8"))]
 
 
-def measured(out: int, width: int, dtype: torch.dtype, spec: FormatSpec) -> dict[str, Any]:
+def measured(out: int, width: int, dtype: torch.dtype, spec: FormatSpec) -> Row:
     weight = (torch.randn(out, width, device="cuda") * 0.05).to(dtype)
     packed = quantize(weight, spec)
     expected = (
@@ -70,19 +66,12 @@ def eager(calls: list[Thunk]) -> float:
     return statistics.median(times)
 
 
-def main(path: str) -> None:
-    result: dict[str, Any] = {**card(), "command": "python kernels/bench/quantize.py", "ceilings": ceilings()}
-    print(result)
-    result["rows"] = []
-    for out, width in [(9728, 2560), (7168, 2048)]:
-        for dtype in (torch.bfloat16, torch.float32):
-            for spec in SPECS:
-                row = measured(out, width, dtype, spec)
-                result["rows"].append(row)
-                print({key: round(v, 2) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(compact(result))
+def main() -> None:
+    report = Report(arguments(__file__).parse_args())
+    shapes, dtypes = [(9728, 2560), (7168, 2048)], (torch.bfloat16, torch.float32)
+    for (out, width), dtype, spec in itertools.product(shapes, dtypes, SPECS):
+        report.add(measured(out, width, dtype, spec))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "results" / "quantize.json"))
+    main()

@@ -1,21 +1,28 @@
 """Times every way to cut the decode product and prints the best: the data behind `fast.decode.plan`.
 
-    PYTHONPATH=kernels python kernels/bench/tune_decode.py OUT.json [--format int4] [--group 128] [--tokens 16,64]
+    python kernels/bench/tune_decode.py OUT.json [--format int4] [--group 128] [--tokens 16,64]
 
 Every candidate is checked against float64 before it is timed. Kernels are compiled by several processes beforehand.
 """
 
 from __future__ import annotations
 
-import argparse
-import subprocess
 import sys
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from harness import SHAPES, card, compact, copies, error, random_packed, reader, seconds, stored
+from harness import (
+    SHAPES,
+    Report,
+    arguments,
+    compile_beforehand,
+    copies,
+    error,
+    random_packed,
+    reader,
+    seconds,
+    share,
+    stored,
+)
 from orbit_kernels import FormatSpec, dequantize
 from orbit_kernels.fast.decode import STEP, Plan, decode
 
@@ -37,12 +44,10 @@ def candidates(out: int, width: int, tokens: int) -> list[Plan]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("path")
+    parser = arguments(__file__)
     parser.add_argument("--format", default="int4")
     parser.add_argument("--group", type=int, default=128)
     parser.add_argument("--tokens", default="16,64")
-    parser.add_argument("--worker", default="")
     options = parser.parse_args()
     spec = FormatSpec(options.format, options.group)
     work = [
@@ -52,17 +57,14 @@ def main() -> None:
         for plan in candidates(out, width, tokens)
     ]
     if options.worker:
-        index, of = map(int, options.worker.split("/"))
-        for out, width, tokens, plan in work[index::of]:
+        for out, width, tokens, plan in share(work, options.worker):
             x = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
             decode(x, random_packed(spec, out, width), chosen=plan)
         torch.cuda.synchronize()
         return
-    count = 14
-    given = ["--format", spec.name, "--group", str(spec.group_size), "--tokens", options.tokens]
-    argv = [sys.executable, __file__, options.path, *given]
-    workers = [subprocess.Popen([*argv, "--worker", f"{i}/{count}"]) for i in range(count)]
-    print(len(work), "candidates; workers returned", {worker.wait() for worker in workers}, flush=True)
+    print(len(work), "candidates", flush=True)
+    compile_beforehand()
+    report = Report(options, kept="the twelve fastest of each shape", group=options.group)
     rows = []
     for out, width in SHAPES:
         packed = random_packed(spec, out, width)
@@ -94,16 +96,10 @@ def main() -> None:
                 print("   ", {k: row[k] for k in (*plan.__dict__, "bits")}, times, f"{row['error']:.2e}")
             sys.stdout.flush()
         del sets
-    kept = [
-        row
-        for key in sorted({(row["out"], row["in"], row["tokens"]) for row in rows})
-        for row in sorted(
-            (r for r in rows if (r["out"], r["in"], r["tokens"]) == key), key=lambda r: r[f"us_{key[2]}"]
-        )[:12]
-    ]
-    command = " ".join(["python kernels/bench/tune_decode.py OUT.json", *given])
-    result = {**card(), "command": command, "kept": "the twelve fastest of each shape", "group": options.group}
-    Path(options.path).write_text(compact(result | {"rows": kept}))
+    for key in sorted({(row["out"], row["in"], row["tokens"]) for row in rows}):
+        mine = [row for row in rows if (row["out"], row["in"], row["tokens"]) == key]
+        for row in sorted(mine, key=lambda row: row[f"us_{key[2]}"])[:12]:
+            report.add(row)
 
 
 if __name__ == "__main__":

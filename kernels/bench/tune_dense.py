@@ -1,7 +1,7 @@
-"""Times every way to cut the dense INT4 product beside its rivals, and writes `fast/dispatch_table.py` from that.
+"""Times every way to cut the dense packed product beside its rivals, and writes `fast/dispatch_table.py` from that.
 
-    PYTHONPATH=kernels python kernels/bench/tune_dense.py OUT.json [--groups 128,32] [--tokens 64,128,..]
-    PYTHONPATH=kernels python kernels/bench/tune_dense.py IN.json --table kernels/orbit_kernels/fast/dispatch_table.py
+    python kernels/bench/tune_dense.py OUT.json [--formats int4-128,mxfp4-32] [--tokens 64,128,..]
+    python kernels/bench/tune_dense.py IN.json.. --table kernels/orbit_kernels/fast/dispatch_table.py
 
 Rivals of one shape and number of tokens, in the same run: cuBLAS on a dense BF16 weight, dequantisation to a scratch
 and cuBLAS, and for few tokens the decode kernel. Every candidate is checked against float64 before it is timed: its
@@ -10,30 +10,37 @@ error must not exceed that of dequantise + cuBLAS. Kernels are compiled by sever
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from harness import SHAPES, card, ceilings, compact, copies, error, random_packed, seconds
+from harness import (
+    SHAPES,
+    Report,
+    Row,
+    arguments,
+    compile_beforehand,
+    copies,
+    error,
+    random_packed,
+    seconds,
+    share,
+    spec_of,
+)  # fmt: skip
 from orbit_kernels import FormatSpec, PackedWeight, dequantize
 from orbit_kernels.fast import dense
 from orbit_kernels.fast.decode import MAX_TOKENS, decode
-from orbit_kernels.fast.dense_int4 import dense_int4
-from orbit_kernels.fast.int4_product import Cut
+from orbit_kernels.fast.dense_packed import dense_packed
+from orbit_kernels.fast.dispatch import named
+from orbit_kernels.fast.packed_product import Cut
+from torch.nn import functional as F
 
-TILES = [(256, 128, 64), (128, 256, 128), (128, 128, 64), (128, 64, 64)]  # outs, block, short
+TILES = [(128, 256, 128), (128, 128, 64), (128, 64, 64)]  # outs, block, short; 256 outs were never the fastest
 TOKENS = [64, 128, 256, 512, 1024, 2048, 4096]
-COMPILERS = 14
 SLACK = 1.04  # of time, to keep the bits of fewer rows
 
 
@@ -53,35 +60,31 @@ def check(x: torch.Tensor, packed: PackedWeight, turned: bool, cut: Cut) -> tupl
     weight = dequantize(packed)
     exact = x.double() @ (weight.double() if turned else weight.double().T)
     torch.empty(len(x), exact.shape[1], dtype=x.dtype, device="cuda").fill_(float("nan"))
-    found = dense_int4(x, packed, turned, cut)
-    again = dense_int4(x, packed, turned, cut)
+    found = dense_packed(x, packed, turned, cut)
+    again = dense_packed(x, packed, turned, cut)
     assert bool(torch.isfinite(found).all()) and torch.equal(found, again), "unwritten, or another result"
     return error(found, exact), error(x @ weight if turned else F.linear(x, weight), exact)
 
 
-def worker(share: str, groups: list[int]) -> None:
-    index, of = map(int, share.split("/"))
-    work = list(itertools.product(TILES, (1, 2), (False, True), groups))
-    for tile, parts, turned, group in work[index::of]:
-        packed = random_packed(FormatSpec("int4", group), 512, 1024)
+def warm(worker: str, specs: list[FormatSpec]) -> None:
+    for tile, parts, turned, spec in share(list(itertools.product(TILES, (1, 2), (False, True), specs)), worker):
+        packed = random_packed(spec, 512, 1024)
         x = torch.randn(tile[1] + 50, 512 if turned else 1024, device="cuda").bfloat16()
-        print("begin", tile, parts, turned, group, flush=True)
-        print("done ", tile, parts, turned, group, check(x, packed, turned, Cut(*tile, parts)), flush=True)
+        print("begin", tile, parts, turned, spec, flush=True)
+        print("done ", tile, parts, turned, spec, check(x, packed, turned, Cut(*tile, parts)), flush=True)
 
 
-def rows_of(
-    group: int, out: int, width: int, tokens: list[int], until: float, turns: list[bool]
-) -> list[dict[str, Any]]:
-    spec, rows = FormatSpec("int4", group), []
-    few = [random_packed(spec, out, width) for _ in range(copies(out * width * 0.55))]
+def rows_of(spec: FormatSpec, out: int, width: int, tokens: list[int], report: Report) -> Iterator[Row]:
+    few = [random_packed(spec, out, width)]
+    few += [random_packed(spec, out, width) for _ in range(copies(few[0].nbytes) - 1)]
     wide = [torch.randn(out, width, device="cuda").bfloat16() for _ in range(copies(out * width * 2))]
-    for m, turned in itertools.product(tokens, turns):
-        if time.monotonic() > until:
+    for m, turned in itertools.product(tokens, (False, True)):
+        if report.late:
             break
         made, length = (width, out) if turned else (out, width)
         x = torch.randn(m, length, device="cuda").bfloat16()
         some = few if m <= 256 else few[:4]
-        row: dict[str, Any] = {"op": "dX" if turned else "forward", "group": group, "out": out, "in": width, "M": m}
+        row: Row = {"op": "dX" if turned else "forward", "format": named(spec), "out": out, "in": width, "M": m}
         row["cublas_us"] = seconds([partial(torch.mm, x, w if turned else w.t()) for w in wide], 11) * 1e6
         scratch = dense.dgrad if turned else partial(dense.forward, bias=None)
         row["scratch_us"] = seconds([partial(scratch, x, p, resident=None) for p in some[:8]], 9) * 1e6
@@ -92,23 +95,17 @@ def rows_of(
             try:
                 mine, theirs = check(x, some[0], turned, cut) if m <= 2048 else (0.0, 1.0)
                 assert mine <= 1.02 * theirs, (mine, theirs)
-                ways.append((seconds([partial(dense_int4, x, p, turned, cut) for p in some], 7) * 1e6, cut))
+                ways.append((seconds([partial(dense_packed, x, p, turned, cut) for p in some], 7) * 1e6, cut))
             except Exception as problem:
                 row[f"failed {cut.outs}x{cut.block}/{cut.parts}"] = repr(problem)[:200]
         ways.sort(key=lambda way: way[0])
         if ways:
             row |= {"us": ways[0][0], "against_cublas": row["cublas_us"] / ways[0][0]}
             row["ways"] = [[round(us, 2), cut.outs, cut.block, cut.parts] for us, cut in ways]
-        rows.append(row)
-        print(
-            {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items() if k != "ways"},
-            row.get("ways", [])[:5],
-            flush=True,
-        )
-    return rows
+        yield row
 
 
-def entries(rows: list[dict[str, Any]]) -> list[tuple[int, str | tuple[int, ...]]]:
+def entries(rows: list[Row]) -> list[tuple[int, str | tuple[int, ...]]]:
     """One shape's table: the fastest way for each number of rows, but what leaves the bits of the rows before alone
     where that costs at most SLACK."""
     found: list[tuple[int, str | tuple[int, ...]]] = []
@@ -136,52 +133,39 @@ def bits(way: str | tuple[int, ...]) -> str | int:
     return way if isinstance(way, str) else way[3]
 
 
-def write_table(measured: dict[str, Any], path: str) -> None:
+def write_table(measured: list[dict[str, Any]], path: str) -> None:
     lines = []
-    for op, group, out, width in sorted({(r["op"], r["group"], r["out"], r["in"]) for r in measured["rows"]}):
-        mine = [r for r in measured["rows"] if (r["op"], r["group"], r["out"], r["in"]) == (op, group, out, width)]
+    keys = ("op", "format", "out", "in")
+    for weight in sorted({tuple(row[key] for key in keys) for row in measured}):
+        mine = [row for row in measured if tuple(row[key] for key in keys) == weight]
         inner = "".join(
             f"        ({most}, {json.dumps(way) if isinstance(way, str) else way}),\n" for most, way in entries(mine)
         )
-        lines.append(f'    ("{op}", "int4-{group}", {out}, {width}): (\n{inner}    ),\n')
+        lines.append(f"    {json.dumps(weight).replace('[', '(').replace(']', ')')}: (\n{inner}    ),\n")
     text = Path(path).read_text()
     Path(path).write_text(text[: text.index("] = {") + len("] = {")] + "\n" + "".join(lines) + "}\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("path")
-    parser.add_argument("--groups", default="128,32")
+    parser = arguments(__file__)
+    parser.add_argument("more", nargs="*", type=Path, help="files that --table reads besides")
+    parser.add_argument("--formats", default="int4-128,int4-32,mxfp4-32,nvfp4-16,fp8-128")
     parser.add_argument("--tokens", default=",".join(map(str, TOKENS)))
     parser.add_argument("--shapes", type=int, default=len(SHAPES))
-    parser.add_argument("--seconds", type=float, default=150.0)
-    parser.add_argument("--worker", default="")
-    parser.add_argument("--table", default="", help="no measuring: write this table from PATH")
+    parser.add_argument("--table", default="", help="no measuring: write this table from the files")
     options = parser.parse_args()
     if options.table:
-        return write_table(json.loads(Path(options.path).read_text()), options.table)
-    groups = [int(group) for group in options.groups.split(",")]
+        rows = [row for path in [options.path, *options.more] for row in json.loads(path.read_text())["rows"]]
+        return write_table(rows, options.table)
+    specs = [spec_of(name) for name in options.formats.split(",")]
     if options.worker:
-        return worker(options.worker, groups)
-    begin = time.monotonic()
-    argv = [sys.executable, __file__, options.path, "--groups", options.groups, "--worker"]
-    workers = [subprocess.Popen([*argv, f"{i}/{COMPILERS}"]) for i in range(COMPILERS)]
-    for each in workers:
-        try:
-            each.wait(max(1.0, begin + 120 - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            each.kill()
-    codes = [each.wait() for each in workers]
-    print("workers returned", codes, f"after {time.monotonic() - begin:.0f} s", flush=True)
-    assert not any(codes)
-    result: dict[str, Any] = {**card(), "command": "python kernels/bench/tune_dense.py OUT.json"}
-    result |= {"ceilings": ceilings(), "rows": []}
-    print(result, flush=True)
-    until = time.monotonic() + options.seconds
-    for group, (out, width) in itertools.product(groups, SHAPES[: options.shapes]):
-        tokens = [int(m) for m in options.tokens.split(",")]
-        result["rows"] += rows_of(group, out, width, tokens, until, [False, True])
-        Path(options.path).write_text(compact(result))
+        return warm(options.worker, specs)
+    compile_beforehand()
+    report = Report(options)
+    tokens = [int(m) for m in options.tokens.split(",")]
+    for spec, (out, width) in itertools.product(specs, SHAPES[: options.shapes]):
+        for row in rows_of(spec, out, width, tokens, report):
+            report.add(row)
 
 
 if __name__ == "__main__":

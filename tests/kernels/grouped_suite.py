@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from fast_suite import DEVICE, FLOAT, GPU, by_format, error, on_gpu, packed_weight
-from orbit_kernels import FORMATS, FormatSpec, PackedStack, dequantize, grouped_linear, oft
-from orbit_kernels.fast import cayley, grouped_int4
+from orbit_kernels import FORMATS, PackedStack, dequantize, grouped_linear, oft
+from orbit_kernels.fast import cayley, grouped_bf16, grouped_packed
+from orbit_kernels.fast.dispatch import named
 from orbit_kernels.fast.grouped import grouped_product, supports
-from orbit_kernels.fast.int4_product import Cut
+from orbit_kernels.fast.packed_product import Cut
 from orbit_kernels.fast.schedule import schedule
+from random_weights import FUSED, extremes, random_packed, stack_of
 
 RAGGED = [0, 5, 0, 200, 64, 1, 0, 333, 128, 0] if GPU else [0, 5, 0, 34, 16, 0]
 
@@ -51,29 +53,29 @@ def test_grouped_products_are_those_with_the_dequantised_experts(spec, turned):
         assert error(found, exact) <= max(1.02 * theirs, 1e-6)
 
 
+fused = pytest.mark.parametrize("spec", FUSED, ids=named)
+fused_or_dense = pytest.mark.parametrize("spec", [*FUSED, FORMATS["bf16"]], ids=named)
+
+
 @on_gpu
-@pytest.mark.parametrize("group", [32, 64, 128])
+@fused
 @pytest.mark.parametrize("turned", [False, True], ids=["forward", "gradient"])
 @pytest.mark.parametrize("shape", [(768, 512), (128, 256), (256, 2048)])
-def test_the_int4_product_gives_the_bits_of_the_general_one(group, turned, shape):
-    words = torch.randint(-(2**31), 2**31 - 1, (len(RAGGED), shape[0], shape[1] // 8), device=DEVICE, dtype=torch.int32)
-    scales = (torch.rand(len(RAGGED), shape[0], shape[1] // group, device=DEVICE) + 0.1).to(torch.bfloat16)
-    scales[:, 0] = 2.0**-126
-    scales[:, 1] = 1e30
-    tensors = {"weight_packed": words, "weight_scale": scales, "weight_shape": torch.tensor([shape] * len(RAGGED))}
-    stack = PackedStack(FormatSpec("int4", group), shape, tensors, (1, group), len(RAGGED))
+def test_the_fused_product_gives_the_bits_of_the_general_one(spec, turned, shape):
+    stack = PackedStack.of([extremes(random_packed(spec, *shape, DEVICE))[0] for _ in RAGGED])
     x = torch.randn(sum(RAGGED), shape[0] if turned else shape[1], device=DEVICE).to(FLOAT)
     general = grouped_product(x, counted(RAGGED), stack, turned, 64)
-    assert grouped_int4.supports(stack)
+    assert grouped_packed.supports(stack)
     made = shape[1] if turned else shape[0]
     for cut in (None, Cut(128, 128, 64), Cut(128, 256, 128), Cut(256, 128, 128)):
         if cut is None or made % cut.outs == 0:
-            assert torch.equal(grouped_int4.grouped_int4(x, counted(RAGGED), stack, turned, cut), general)
+            assert torch.equal(grouped_packed.grouped_packed(x, counted(RAGGED), stack, turned, cut), general)
 
 
 @on_gpu
-def test_grouped_rows_have_the_same_bits_in_any_company_and_in_every_run():
-    stack = PackedStack.of([packed_weight(FORMATS["int4"], 512, 768) for _ in RAGGED])
+@fused_or_dense
+def test_grouped_rows_have_the_same_bits_in_any_company_and_in_every_run(spec):
+    stack = stack_of(spec, 512, 768, len(RAGGED), DEVICE)
     x = torch.randn(sum(RAGGED), 768, device=DEVICE).to(FLOAT)
     whole = grouped_linear(x, counted(RAGGED), stack)
     assert torch.equal(whole, grouped_linear(x, counted(RAGGED), stack))
@@ -82,9 +84,48 @@ def test_grouped_rows_have_the_same_bits_in_any_company_and_in_every_run():
     assert torch.equal(alone, whole[first : first + 9])
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["forward", "gradient"])
+@pytest.mark.parametrize("shape", [(2048, 768), (40, 72)] if GPU else [(40, 72)])
+def test_bf16_experts_are_multiplied_by_torch_for_widths_of_whole_pieces(turned, shape):
+    stack = PackedStack.of([packed_weight(FORMATS["bf16"], *shape) for _ in RAGGED])
+    assert grouped_bf16.supports(stack)
+    x = torch.randn(sum(RAGGED), shape[0] if turned else shape[1], device=DEVICE).bfloat16()
+    dense = [stack[e].tensors["weight"] for e in range(len(RAGGED))]
+    exact = by_expert(x.double(), RAGGED, [weight.double() for weight in dense], turned)
+    found = grouped_product(x, counted(RAGGED), stack, turned)
+    assert error(found, exact) <= 1.02 * error(by_expert(x, RAGGED, dense, turned), exact)
+
+
 @on_gpu
-def test_grouped_linear_is_captured_and_replayed_for_other_counts():
-    stack = PackedStack.of([packed_weight(FORMATS["int4"], 512, 768) for _ in range(3)])
+@pytest.mark.parametrize("turned", [False, True], ids=["forward", "gradient"])
+@pytest.mark.parametrize("shape", [(2048, 768), (40, 72), (136, 2048)])
+def test_bf16_experts_keep_a_rows_bits_whatever_tiles_torch_chooses(turned, shape):
+    """It takes others from 128 rows an expert on."""
+    stack = PackedStack.of([packed_weight(FORMATS["bf16"], *shape) for _ in range(3)])
+    x = torch.randn(1500, shape[0] if turned else shape[1], device=DEVICE).to(FLOAT)
+    whole = grouped_product(x, counted([700, 0, 800]), stack, turned)
+    for first, count in ((0, 700), (0, 1), (3, 64), (130, 130)):
+        alone = grouped_product(x[first : first + count], counted([count, 0, 0]), stack, turned)
+        assert torch.equal(alone, whole[first : first + count])
+    few = grouped_product(x[690:710], counted([10, 0, 10]), stack, turned)
+    assert torch.equal(few, whole[690:710])
+
+
+@on_gpu
+def test_bf16_experts_that_lie_askew_or_are_too_narrow_still_get_their_product():
+    counts, x = [5, 0, 11], torch.randn(16 * 64 + 1, device=DEVICE).to(FLOAT)[1:].view(16, 64)
+    for out in (12, 40):
+        stack = PackedStack.of([packed_weight(FORMATS["bf16"], out, 64) for _ in counts])
+        found = grouped_linear(x, counted(counts), stack)
+        dense = [stack[e].tensors["weight"] for e in range(3)]
+        exact = by_expert(x.double(), counts, [weight.double() for weight in dense], False)
+        assert error(found, exact) <= 1.02 * error(by_expert(x, counts, dense, False), exact)
+
+
+@on_gpu
+@fused_or_dense
+def test_grouped_linear_is_captured_and_replayed_for_other_counts(spec):
+    stack = stack_of(spec, 512, 768, 3, DEVICE)
     x = torch.randn(96, 768, device=DEVICE).to(FLOAT)
     counts = counted([32, 32, 32])
     grouped_linear(x, counts, stack)
@@ -99,8 +140,9 @@ def test_grouped_linear_is_captured_and_replayed_for_other_counts():
 
 
 @on_gpu
-def test_the_gradient_of_grouped_linear_is_that_of_one_linear_per_expert():
-    stack = PackedStack.of([packed_weight(FORMATS["int4"], 512, 768) for _ in RAGGED])
+@fused_or_dense
+def test_the_gradient_of_grouped_linear_is_that_of_one_linear_per_expert(spec):
+    stack = stack_of(spec, 512, 768, len(RAGGED), DEVICE)
     x = torch.randn(sum(RAGGED), 768, device=DEVICE, dtype=FLOAT, requires_grad=True)
     dy = torch.randn(sum(RAGGED), 512, device=DEVICE, dtype=FLOAT)
     (dx,) = torch.autograd.grad(grouped_linear(x, counted(RAGGED), stack), x, dy)

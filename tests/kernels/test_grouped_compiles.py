@@ -22,30 +22,38 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
-from orbit_kernels.fast.int4_pieces import WARPS, layouts
-from orbit_kernels.fast.int4_product import Cut, int4_product
+from orbit_kernels.fast.packed_pieces import WARPS, layouts
+from orbit_kernels.fast.packed_product import Cut, packed_product
 
-for turned, cut in ((False, Cut(128, 256, 128)), (True, Cut(256, 128, 64))):
-    tile = [64, cut.outs // 8] if turned else [cut.outs, 8]
-    x, words = gl.NVMMASharedLayout(128, 16, 2), gl.NVMMASharedLayout(tile[1] * 4, 32, 2)
-    constants = {"GROUP": 32, "TURNED": turned, "GROUPED": turned, "SPLIT": False, "BIAS": not turned}
-    constants |= {"STAGES": cut.stages(32, turned), **layouts(cut.block, cut.short, cut.outs, 32, turned)}
+kind, group = sys.argv[2], int(sys.argv[3])
+per = 4 if kind == "fp8" else 8
+cuts = [(False, Cut(128, 256, 128)), (True, Cut(256, 128, 64))]
+if kind.startswith("nvfp4"):  # the most registers
+    cuts.append((False, Cut(256, 128, 64)))
+for turned, cut in cuts:
+    tile = [64, cut.outs // per] if turned else [cut.outs, 64 // per]
+    x, words = gl.NVMMASharedLayout(128, 16, 2), gl.NVMMASharedLayout(min(128, tile[1] * 4), 32, 2)
+    constants = {"FORMAT": kind, "GROUP": group, "TURNED": turned, "GROUPED": turned, "SPLIT": False}
+    constants |= {"BIAS": not turned, "STAGES": cut.stages(kind, group, turned)}
+    constants |= layouts(cut.block, cut.short, cut.outs, kind, group, turned)
     signature = {
         "x_tiles": f"tensordesc<bf16[{cut.block}, 64],{x!r}>",
         "x_short_tiles": f"tensordesc<bf16[{cut.short}, 64],{x!r}>",
         "word_tiles": f"tensordesc<i32{tile},{words!r}>",
-        **dict.fromkeys(("scales", "bias", "y"), "*bf16"), "partial": "*fp32",
+        "scales": {"int4": "*bf16", "fp8": "*fp32"}.get(kind, "*u8"), "whole": "*fp32",
+        "lookup": "*i64",
+        **dict.fromkeys(("bias", "y"), "*bf16"), "partial": "*fp32",
         **dict.fromkeys(("arrivals", "table"), "*i32"),
         **dict.fromkeys(("rows", "items", "tiles", "steps", "parts", "N", "K"), "i32"),
         **dict.fromkeys(constants, "constexpr"),
     }
-    even = ("scales", "bias", "y", "partial", "arrivals", "table", "N", "K")
-    aligned = {(int4_product.arg_names.index(name),): [["tt.divisibility", 16]] for name in even}
-    named = {(int4_product.arg_names.index(name),): value for name, value in constants.items()}
-    source = GluonASTSource(int4_product, signature, named, aligned)
+    even = ("scales", "whole", "lookup", "bias", "y", "partial", "arrivals", "table", "N", "K")
+    aligned = {(packed_product.arg_names.index(name),): [["tt.divisibility", 16]] for name in even}
+    named = {(packed_product.arg_names.index(name),): value for name, value in constants.items()}
+    source = GluonASTSource(packed_product, signature, named, aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": WARPS})
     assert compiled.metadata.shared <= 232448, compiled.metadata.shared
-    Path(sys.argv[1], f"{turned}.ptx").write_text(compiled.asm["ptx"])
+    Path(sys.argv[1], f"{turned} {cut.outs}.ptx").write_text(compiled.asm["ptx"])
 """
 
 
@@ -57,17 +65,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
-from orbit_kernels.fast.w8a8 import BLOCK, GROUP, HALF, fp8_product, layout, stages
+from orbit_kernels.fast.w8a8 import BLOCK, GROUP, HALF, TILE, fp8_product, layout, stages
 
 by_step, by_result = gl.NVMMASharedLayout(128, 8, 2), gl.NVMMASharedLayout(128, 16, 2)
-for outs in (128, 256):
-    constants = {"STAGES": stages(outs), "TOGETHER": 16, "BIAS": True, "product": layout()}
+for span in (1, 2):
+    constants = {"STAGES": stages(span), "SPAN": span, "TOGETHER": 16, "BIAS": True, "product": layout()}
     signature = {
         "code_tiles": f"tensordesc<fp8e4nv[{BLOCK}, {GROUP}],{by_step!r}>",
-        "weight_tiles": f"tensordesc<fp8e4nv[{outs}, {GROUP}],{by_step!r}>",
+        "weight_tiles": f"tensordesc<fp8e4nv[{TILE}, {GROUP}],{by_step!r}>",
         "x_scales": "*fp32", "w_scales": "*fp32", "bias": "*bf16",
-        "y_tiles": f"tensordesc<bf16[{HALF}, 128],{by_result!r}>",
-        **dict.fromkeys(("rows", "high", "items", "tiles", "steps"), "i32"),
+        "y_tiles": f"tensordesc<bf16[{HALF}, {TILE}],{by_result!r}>",
+        **dict.fromkeys(("rows", "high", "tiles", "steps", "pairs", "singles"), "i32"),
         **dict.fromkeys(constants, "constexpr"),
     }
     even = ("x_scales", "w_scales", "bias")
@@ -76,21 +84,29 @@ for outs in (128, 256):
     source = GluonASTSource(fp8_product, signature, named, aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
     assert compiled.metadata.shared <= 232448, compiled.metadata.shared
-    Path(sys.argv[1], f"{outs}.ptx").write_text(compiled.asm["ptx"])
+    Path(sys.argv[1], f"{span}.ptx").write_text(compiled.asm["ptx"])
 """
 
 
-@pytest.mark.parametrize("code, cuts", [(COMPILE, 2), (COMPILE_W8A8, 2)], ids=["int4", "w8a8"])
-def test_for_hopper_the_products_neither_spill_nor_serialise(tmp_path, code, cuts):
+CASES = {
+    "int4": (COMPILE, "int4", "32"), "mxfp4": (COMPILE, "mxfp4", "32"), "nvfp4": (COMPILE, "nvfp4-divide", "16"),
+    "fp8": (COMPILE, "fp8", "128"), "w8a8": (COMPILE_W8A8,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_for_hopper_the_products_neither_spill_nor_serialise(tmp_path, case):
     triton = pytest.importorskip("triton")
     environment = os.environ | {"PYTHONPATH": str(ROOT / "kernels"), "TRITON_CACHE_DIR": str(tmp_path)}
+    code, *arguments = CASES[case]
     script = tmp_path / "compile.py"  # a file, because Triton reads a kernel's source
     script.write_text(code)
-    done = subprocess.run([sys.executable, script, tmp_path], env=environment, capture_output=True, text=True)
+    command = [sys.executable, script, tmp_path, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     assembled = list(tmp_path.glob("*.ptx"))
-    assert len(assembled) == cuts
+    assert len(assembled) == (3 if case == "nvfp4" else 2)
     for each in assembled:
         command = [ptxas, "-v", "--gpu-name=sm_90a", each, "-o", tmp_path / "kernel.cubin"]
         report = subprocess.run(command, capture_output=True, text=True)

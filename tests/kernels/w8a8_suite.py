@@ -7,7 +7,7 @@ import torch
 from fast_suite import DEVICE, FLOAT, GPU, error, on_gpu
 from orbit_kernels import FORMATS, PackedWeight, linear, linear_w8a8, quantize
 from orbit_kernels.fast.quantize_activations import quantize_activations
-from orbit_kernels.fast.w8a8 import product_w8a8
+from orbit_kernels.fast.w8a8 import plan, product_w8a8
 from orbit_kernels.w8a8 import GROUP
 from orbit_kernels.w8a8 import _quantize as reference
 
@@ -65,8 +65,18 @@ def test_the_product_is_as_near_to_float64_as_bfloat16_is_and_no_bit_depends_on_
     y = product_w8a8(codes, scales, packed, bias)
     per_row = (y.double() - exact).norm(dim=1) / exact.norm(dim=1)
     assert float(per_row.max()) < 5e-3
-    assert torch.equal(y, product_w8a8(codes, scales, packed, bias, outs=128))
+    tiles = -(-rows // 128) * (out // 128)
+    for pairs in {0, tiles // 4, tiles // 2} if out % 256 == 0 else {0}:
+        assert torch.equal(y, product_w8a8(codes, scales, packed, bias, pairs))
     assert torch.equal(y[-1:], product_w8a8(codes[-1:].clone(), scales[-1:], packed, bias))
+
+
+@pytest.mark.parametrize(
+    "tiles, even, pairs",
+    [(64, True, 0), (160, True, 80), (320, True, 132), (639, False, 0), (2432, True, 1188)],
+)
+def test_what_whole_rounds_of_pairs_leave_goes_tile_by_tile_where_one_round_holds_it(tiles, even, pairs):
+    assert plan(tiles, even, 132) == pairs
 
 
 def in_float64(codes: torch.Tensor, scales: torch.Tensor, packed: PackedWeight) -> torch.Tensor:

@@ -1,17 +1,17 @@
 """Fast paths for Hopper GPUs in Triton, behind the doors of the references.
 
-    decode      weight-only product for 1 to 64 tokens, reading W once as stored
-    dequantize  every packed format -> dense bfloat16, the reference's bits
-    quantize    float weights -> every packed format, the reference's bits
-    dense       many tokens: scratch of at most 64 MiB and cuBLAS, forward and gradient
-    dense_int4  many tokens, INT4: no dense weight anywhere, forward and gradient
-    dispatch    which of these three a product takes: data, measured
-    beside      what a decode product does for an adapter in the same launch
-    low_rank    LoRA added up in the products of many tokens
-    cayley      Cayley-Neumann v -> R and dR -> dv
-    rotate      OFT rotation, dX and dR, by slot, by expert, several of one input
-    grouped     products with the packed weights of many experts, forward and gradient
-    w8a8        activations to FP8, and the product of FP8 with FP8
+    decode        weight-only product for 1 to 64 tokens, reading W once as stored
+    dequantize    every packed format -> dense bfloat16, the reference's bits
+    quantize      float weights -> every packed format, the reference's bits
+    dense         many tokens: scratch of at most 64 MiB and cuBLAS, forward and gradient
+    dense_packed  many tokens: no dense weight anywhere, forward and gradient
+    dispatch      which of these three a product takes: data, measured
+    beside        what a decode product does for an adapter in the same launch
+    low_rank      LoRA added up in the products of many tokens
+    cayley        Cayley-Neumann v -> R and dR -> dv
+    rotate        OFT rotation, dX and dR, by slot, by expert, several of one input
+    grouped       products with the packed weights of many experts, forward and gradient
+    w8a8          activations to FP8, and the product of FP8 with FP8
 
 Imported only when a CUDA tensor comes by: without a GPU Triton is never loaded. What these do not take (see `takes`)
 goes to the reference.
@@ -27,7 +27,7 @@ from . import dense
 from .cayley import cayley_neumann
 from .cayley import supports as cayley_supports
 from .decode import Adapter, decode, supports_adapter
-from .dense_int4 import dense_int4
+from .dense_packed import dense_packed
 from .dequantize import dequantize
 from .dequantize import supports as dequantize_supports
 from .dispatch import choose
@@ -81,7 +81,7 @@ def forward(x: Tensor, packed: PackedWeight, bias: Tensor | None, resident: Tens
         return dense.forward(x, packed, bias, resident)
     flat = x.reshape(rows, width).contiguous()
     cast_bias = None if bias is None else bias.to(x.dtype).contiguous()
-    y = decode(flat, packed, cast_bias) if way == "decode" else dense_int4(flat, packed, False, way, cast_bias)
+    y = decode(flat, packed, cast_bias) if way == "decode" else dense_packed(flat, packed, False, way, cast_bias)
     return y.view(*x.shape[:-1], out)
 
 
@@ -112,4 +112,4 @@ def dgrad(dy: Tensor, packed: PackedWeight, resident: Tensor | None) -> Tensor:
     way = choose("dX", packed, rows)
     if way == "scratch" or way == "decode":
         return dense.dgrad(dy, packed, resident)
-    return dense_int4(dy.reshape(rows, out), packed, True, way).view(*dy.shape[:-1], width)
+    return dense_packed(dy.reshape(rows, out), packed, True, way).view(*dy.shape[:-1], width)

@@ -1,7 +1,7 @@
 """Which way a product goes, by operation, format, shape and number of rows: a table of what was fastest, and a rule.
 
     decode   `decode`: one pass over the packed bytes for up to 64 rows, forward only
-    a Cut    `dense_int4`: unpacked in registers while the tensor core multiplies, cut so
+    a Cut    `dense_packed`: unpacked in registers while the tensor core multiplies, cut so
     scratch  `dense`: dequantised to a scratch, multiplied by cuBLAS
 
 `dispatch_table` is data: kernels/bench/tune_dense.py measures and writes it. A weight that it does not list decodes
@@ -13,24 +13,28 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..formats import PackedWeight
+from ..formats import FormatSpec, PackedWeight
 from .decode import MAX_TOKENS
 from .decode import supports as decode_supports
-from .dense_int4 import supports as fused_supports
+from .dense_packed import supports as fused_supports
 from .dispatch_table import TABLE
-from .int4_pieces import STEP
-from .int4_product import Cut
+from .packed_pieces import STEP
+from .packed_product import Cut
 
 _MULTIPROCESSORS = 132  # of an H100 or H200; a constant, so that bits do not depend on the card
 Way = Literal["decode", "scratch"] | Cut
 Operation = Literal["forward", "dX"]
 
 
+def named(spec: FormatSpec) -> str:
+    """As the table writes it: int4-32, mxfp4-32."""
+    return f"{spec.name}-{spec.group_size}"
+
+
 def choose(operation: Operation, packed: PackedWeight, rows: int) -> Way:
     """The way of x[rows, in] W^T, or of dy[rows, out] W. It never depends on a resident dense weight."""
     if fused_supports(packed):
-        name = f"{packed.spec.name}-{packed.spec.group_size}"
-        for most, way in TABLE.get((operation, name, *packed.shape), ()):
+        for most, way in TABLE.get((operation, named(packed.spec), *packed.shape), ()):
             if 0 < rows <= most:
                 return way if way == "decode" or way == "scratch" else Cut(*way)
     if operation == "forward" and 0 < rows <= MAX_TOKENS and decode_supports(packed):

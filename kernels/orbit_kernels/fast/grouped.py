@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..formats.stack import PackedStack
-from . import grouped_int4
+from . import grouped_bf16, grouped_packed
 from .dequantize import number, operands, wide_scale
 from .schedule import schedule
 from .unpack import spread
@@ -109,7 +109,7 @@ def _grouped(
 def takes_grouped(x: Tensor, experts: PackedStack) -> bool:
     """Whether the grouped product of x (or of a gradient in its dtype) has a fast path."""
     here = x.device == experts.device and x.device.index == torch.cuda.current_device()
-    return here and x.dtype == torch.bfloat16 and supports(experts)
+    return here and x.dtype == torch.bfloat16 and (supports(experts) or grouped_bf16.supports(experts))
 
 
 def supports(experts: PackedStack) -> bool:
@@ -123,15 +123,17 @@ def supports(experts: PackedStack) -> bool:
 def grouped_product(x: Tensor, counts: Tensor, experts: PackedStack, turned: bool, block: int | None = None) -> Tensor:
     """x[tokens, in] sorted by expert -> x W^T [tokens, out]; turned: dy[tokens, out] -> dy W [tokens, in].
 
-    For what `takes_grouped` accepts. INT4 goes to `grouped_int4`, unless rows per tile of the general kernel are asked
-    for: same bits.
+    For what `takes_grouped` accepts. BF16 goes to torch, the rest to `grouped_packed` where that takes it, unless rows
+    per tile of the general kernel are asked for: same bits.
     """
     out, width = experts.shape
     x = x.contiguous()
     if not x.shape[0]:
         return x.new_empty(0, width if turned else out)
-    if block is None and grouped_int4.supports(experts):
-        return grouped_int4.grouped_int4(x, counts, experts, turned)
+    if experts.spec.name == "bf16":
+        return grouped_bf16.grouped_bf16(x, counts, experts, turned)
+    if block is None and grouped_packed.supports(experts):
+        return grouped_packed.grouped_packed(x, counts, experts, turned)
     y = torch.empty(x.shape[0], width if turned else out, dtype=x.dtype, device=x.device)
     block = block or 128
     table = schedule(counts, x.shape[0], block)

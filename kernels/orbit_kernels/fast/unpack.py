@@ -11,7 +11,7 @@ an element in each of 4 or 2 tiles. The instructions work on a 32-bit word, that
     e4m3    the hardware's conversion to float16, then float32 arithmetic
 
 All of it is exact but for the one rounding that `dequantize` has too. Where the scale is a float32 number s that
-bfloat16 does not hold (NVFP4), `_split` gives two bfloat16 numbers, high and low, that do as well:
+bfloat16 does not hold (NVFP4), `split` gives two bfloat16 numbers, high and low, that do as well:
 code * high + code * low rounds to the same bfloat16 number as code * s, for every code of E2M1.
 """
 
@@ -53,7 +53,7 @@ def weight_tile(pieces, scale, whole, dtype: tl.constexpr, FORMAT: tl.constexpr,
                 wide = _quotient(_e4m3(scale.to(tl.int32)), tl.load(whole))
             else:
                 wide = wide_scale(scale, whole, FORMAT)
-            a0, a1, a2, a3 = _e2m1_split_asm(pieces, spread(_split(wide), ROWS, PIECES))
+            a0, a1, a2, a3 = _e2m1_split_asm(pieces, spread(split(wide), ROWS, PIECES))
         # [row, piece, high bit, low bit] of the place in a piece
         return tl.reshape(tl.permute(tl.join(tl.join(a0, a2), tl.join(a1, a3)), [0, 2, 3, 1]), [ROWS, PIECES * 4])
 
@@ -120,7 +120,7 @@ def _rounded(s):
 
 
 @triton.jit
-def _split(s):
+def split(s):
     """float32 s -> two bfloat16 numbers, the low and the high half of an int32: high = bf16(s) and a correction low,
     such that 1.5 high + 1.5 low rounds to bf16(1.5 s).
 

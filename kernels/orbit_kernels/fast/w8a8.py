@@ -2,11 +2,14 @@
 # (the parameters of a Triton kernel are pointers and constants, which Python types do not describe)
 """The product of FP8 with FP8 on Hopper: codes[rows, in] and weight[out, in], a scale for each group of 128 columns.
 
-A program computes tiles of 128 rows of x by OUTS outputs, one after the other, in steps of one group of columns:
+A program computes tiles of 128 rows of x by 128 outputs, two side by side or one, in steps of one group of columns:
 
     producer      one warp keeps STAGES steps of both operands coming, into rings in shared memory
     consumers     two groups of four warps, 64 rows of the tile each, and 128 outputs at a time: the tensor core sums
                   a step from nothing, then the sum times both scales is added to the tile, in float32 registers
+
+Two tiles side by side read x once for both; what is left after whole rounds of them goes tile by tile where that ends
+sooner (`plan`).
 
 While one consumer adds up, the other's products keep the tensor core busy; they share nothing but the rings, so the
 one need not wait for the other. Rings have two barriers a place: `full` (its bytes are there) and `empty` (nobody
@@ -26,7 +29,6 @@ import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
@@ -44,51 +46,84 @@ __all__ = ["product_w8a8", "quantize_activations", "quantizes_activations", "tak
 
 BLOCK = 128  # rows of a tile
 HALF = 64  # of them for one consumer
+TILE = 128  # outputs of a tile, which share a scale
 _TOGETHER = 16  # rows of tiles whose outputs are made one after the other, so that x stays in the L2 cache
 _ROOM = 232_000  # bytes of shared memory
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # its name changed between releases of Triton
 
 
-def stages(outs: int) -> int:
-    """Steps in flight."""
-    return min(6, (_ROOM - BLOCK * GROUP * 2) // ((BLOCK + outs) * GROUP + 16))
+def stages(span: int) -> int:
+    """Steps in flight, with room for `span` tiles side by side."""
+    return min(6, (_ROOM - BLOCK * TILE * 2) // ((BLOCK + span * TILE) * GROUP + 16))
 
 
 @gluon.jit
-def _place(item, high, tiles, TOGETHER: gl.constexpr):
-    """An item: which rows (in tiles), which outputs."""
-    slab = item // (TOGETHER * tiles)
-    inside = item % (TOGETHER * tiles)
+def _item(item, high, across, TOGETHER: gl.constexpr):
+    """Which rows (in tiles), which of `across` beside each other."""
+    slab = item // (TOGETHER * across)
+    inside = item % (TOGETHER * across)
     height = min(TOGETHER, high - slab * TOGETHER)
     return slab * TOGETHER + inside % height, inside // height
 
 
 @gluon.jit
-def _produce(code_tiles, weight_tiles, x_ring, w_ring, full, empty, high, items, tiles, steps, TOGETHER: gl.constexpr):
-    """The copying warp: every step of every item of this program, as places in the rings fall empty."""
-    STAGES: gl.constexpr = x_ring.shape[0]
-    BLOCK: gl.constexpr = x_ring.shape[1]
-    GROUP: gl.constexpr = x_ring.shape[2]
-    OUTS: gl.constexpr = w_ring.shape[1]
-    done = 0
-    for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        row, tile = _place(item, high, tiles, TOGETHER)
-        for step in range(steps):
-            place = done % STAGES
-            here = full.index(place)
-            mbarrier.wait(empty.index(place), done // STAGES & 1 ^ 1)
-            mbarrier.expect(here, code_tiles.block_type.nbytes + weight_tiles.block_type.nbytes)
-            tma.async_copy_global_to_shared(code_tiles, [row * BLOCK, step * GROUP], here, x_ring.index(place))
-            tma.async_copy_global_to_shared(weight_tiles, [tile * OUTS, step * GROUP], here, w_ring.index(place))
-            done += 1
+def _next(place, phase, STAGES: gl.constexpr):
+    """The next place in the rings, and whether they went round once more, which barriers want to know."""
+    place += 1
+    if place == STAGES:
+        place = 0
+        phase ^= 1
+    return place, phase
 
 
 @gluon.jit
-def _step_sum(x_now, w_now, acc, never):
+def _fetch(
+    code_tiles, weight_tiles, x_ring, w_ring, full, empty, row, tile, steps, place, phase,
+    SPAN: gl.constexpr, WIDE: gl.constexpr,
+):  # fmt: skip
+    """Every step of WIDE tiles side by side, as places in the rings fall empty."""
+    STAGES: gl.constexpr = x_ring.shape[0]
+    BLOCK: gl.constexpr = x_ring.shape[1]
+    TILE: gl.constexpr = w_ring.shape[1]
+    GROUP: gl.constexpr = x_ring.shape[2]
+    for step in range(steps):
+        here = full.index(place)
+        mbarrier.wait(empty.index(place), phase ^ 1)
+        mbarrier.expect(here, code_tiles.block_type.nbytes + WIDE * weight_tiles.block_type.nbytes)
+        tma.async_copy_global_to_shared(code_tiles, [row * BLOCK, step * GROUP], here, x_ring.index(place))
+        for side in gl.static_range(WIDE):
+            w_place = w_ring.index(place * SPAN + side)
+            tma.async_copy_global_to_shared(weight_tiles, [(tile + side) * TILE, step * GROUP], here, w_place)
+        place, phase = _next(place, phase, STAGES)
+    return place, phase
+
+
+@gluon.jit
+def _produce(
+    code_tiles, weight_tiles, x_ring, w_ring, full, empty, high, tiles, steps, pairs, singles,
+    SPAN: gl.constexpr, TOGETHER: gl.constexpr,
+):  # fmt: skip
+    """The copying warp."""
+    place, phase = 0, 0
+    if SPAN == 2:
+        for item in range(gl.program_id(0), pairs, gl.num_programs(0)):
+            row, pair = _item(item, high, tiles // 2, TOGETHER)
+            place, phase = _fetch(
+                code_tiles, weight_tiles, x_ring, w_ring, full, empty, row, pair * 2, steps, place, phase, SPAN, 2
+            )  # fmt: skip
+    for item in range(gl.program_id(0), singles, gl.num_programs(0)):
+        row, pair = _item(pairs + item // SPAN, high, tiles // SPAN, TOGETHER)
+        tile = pair * SPAN + item % SPAN
+        place, phase = _fetch(
+            code_tiles, weight_tiles, x_ring, w_ring, full, empty, row, tile, steps, place, phase, SPAN, 1
+        )  # fmt: skip
+
+
+@gluon.jit
+def _begin_sum(x_now, w_now, acc, never):
     """64 rows by 128 outputs of one step, into the registers of acc. What is in them is not added, and that is said by
     a flag which only the host knows: told at compile time, the compiler takes other registers and runs out of them."""
-    acc = warpgroup_mma(x_now, w_now.permute([1, 0]), acc, use_acc=never, is_async=True)
-    return warpgroup_mma_wait(0, deps=[acc])
+    return warpgroup_mma(x_now, w_now.permute([1, 0]), acc, use_acc=never, is_async=True)
 
 
 @gluon.jit
@@ -107,74 +142,98 @@ def _write(total, bias, y_tiles, turning, row, out0, BIAS: gl.constexpr, product
 
 
 @gluon.jit
-def _consume(
-    x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turnings, full, empty, rows, high, items, tiles, steps,
-    WHICH: gl.constexpr, TOGETHER: gl.constexpr, BIAS: gl.constexpr, product: gl.constexpr,
+def _multiply(
+    x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turning, full, empty, acc, place, phase, row, tile, rows, steps,
+    WHICH: gl.constexpr, SPAN: gl.constexpr, WIDE: gl.constexpr, BIAS: gl.constexpr, product: gl.constexpr,
 ):  # fmt: skip
-    """One of the two groups of warps that multiply."""
+    """64 rows of WIDE tiles side by side. While the tensor core sums, scales of the next step are fetched."""
     STAGES: gl.constexpr = x_ring.shape[0]
     BLOCK: gl.constexpr = x_ring.shape[1]
-    OUTS: gl.constexpr = w_ring.shape[1]
+    TILE: gl.constexpr = w_ring.shape[1]
     HALF: gl.constexpr = BLOCK // 2
-    WIDE: gl.constexpr = 128  # outputs of one scale of the weight
+    first = row * BLOCK + WHICH * HALF
+    m = first + gl.arange(0, HALF, layout=gl.SliceLayout(1, product))
+    x_at, w_at = x_scales + m, w_scales + tile * steps
+    a = gl.load(x_at, mask=m < rows, other=0.0)
+    b = gl.load(w_at)
+    left = gl.zeros([HALF, TILE], gl.float32, product)
+    if WIDE == 2:
+        c = gl.load(w_at + steps)
+        right = gl.zeros([HALF, TILE], gl.float32, product)
+    for step in range(steps):
+        mbarrier.wait(full.index(place), phase)
+        x_now = x_ring.index(place).slice(WHICH * HALF, HALF, dim=0)
+        acc = _begin_sum(x_now, w_ring.index(place * SPAN), acc, rows < 0)
+        more = step + 1 < steps
+        by_left = gl.expand_dims(a * b, 1)
+        x_at += rows
+        w_at += 1
+        if WIDE == 2:
+            by_right = gl.expand_dims(a * c, 1)
+            c = gl.load(w_at + steps, mask=more, other=0.0)
+        a = gl.load(x_at, mask=(m < rows) & more, other=0.0)
+        b = gl.load(w_at, mask=more, other=0.0)
+        acc = warpgroup_mma_wait(0, deps=[acc])
+        if WIDE == 2:
+            left = warpgroup_mma_wait(0, deps=[left + acc * by_left])  # before acc's registers are wanted again
+            acc = _begin_sum(x_now, w_ring.index(place * SPAN + 1), acc, rows < 0)
+            acc = warpgroup_mma_wait(0, deps=[acc])
+            mbarrier.arrive(empty.index(place), count=1)
+            right = warpgroup_mma_wait(0, deps=[right + acc * by_right])
+        else:
+            mbarrier.arrive(empty.index(place), count=1)
+            left += acc * by_left
+        place, phase = _next(place, phase, STAGES)
+    _write(left, bias, y_tiles, turning, first, tile * TILE, BIAS, product)
+    if WIDE == 2:
+        _write(right, bias, y_tiles, turning, first, (tile + 1) * TILE, BIAS, product)
+    return acc, place, phase
+
+
+@gluon.jit
+def _consume(
+    x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turnings, full, empty, rows, high, tiles, steps, pairs, singles,
+    WHICH: gl.constexpr, SPAN: gl.constexpr, TOGETHER: gl.constexpr, BIAS: gl.constexpr, product: gl.constexpr,
+):  # fmt: skip
+    """One of the two groups of warps that multiply."""
+    HALF: gl.constexpr = x_ring.shape[1] // 2
+    TILE: gl.constexpr = w_ring.shape[1]
     turning = turnings.index(WHICH)
-    done = 0
-    acc = gl.zeros([HALF, WIDE], gl.float32, product)
-    for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        row, tile = _place(item, high, tiles, TOGETHER)
-        first = row * BLOCK + WHICH * HALF
-        m = first + gl.arange(0, HALF, layout=gl.SliceLayout(1, product))
-        x_at, w_at = x_scales + m, w_scales + tile * (OUTS // WIDE) * steps
-        a = gl.load(x_at, mask=m < rows, other=0.0)
-        b = gl.load(w_at)
-        left = gl.zeros([HALF, WIDE], gl.float32, product)
-        if OUTS > WIDE:
-            c = gl.load(w_at + steps)
-            right = gl.zeros([HALF, WIDE], gl.float32, product)
-        for step in range(steps):
-            place = done % STAGES
-            by_left = gl.expand_dims(a * b, 1)
-            after = min(step + 1, steps - 1)
-            b = gl.load(w_at + after)
-            if OUTS > WIDE:
-                by_right = gl.expand_dims(a * c, 1)
-                c = gl.load(w_at + steps + after)
-            a = gl.load(x_at + after * rows, mask=m < rows, other=0.0)
-            mbarrier.wait(full.index(place), done // STAGES & 1)
-            x_now, w_now = x_ring.index(place).slice(WHICH * HALF, HALF, dim=0), w_ring.index(place)
-            acc = _step_sum(x_now, w_now.slice(0, WIDE, dim=0), acc, rows < 0)
-            if OUTS > WIDE:
-                left = warpgroup_mma_wait(0, deps=[left + acc * by_left])  # before acc's registers are wanted again
-                acc = _step_sum(x_now, w_now.slice(WIDE, WIDE, dim=0), acc, rows < 0)
-                async_copy.mbarrier_arrive(empty.index(place), increment_count=False)
-                right = warpgroup_mma_wait(0, deps=[right + acc * by_right])
-            else:
-                async_copy.mbarrier_arrive(empty.index(place), increment_count=False)
-                left += acc * by_left
-            done += 1
-        _write(left, bias, y_tiles, turning, first, tile * OUTS, BIAS, product)
-        if OUTS > WIDE:
-            _write(right, bias, y_tiles, turning, first, tile * OUTS + WIDE, BIAS, product)
+    acc = gl.zeros([HALF, TILE], gl.float32, product)
+    place, phase = 0, 0
+    if SPAN == 2:
+        for item in range(gl.program_id(0), pairs, gl.num_programs(0)):
+            row, pair = _item(item, high, tiles // 2, TOGETHER)
+            acc, place, phase = _multiply(
+                x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turning, full, empty, acc, place, phase,
+                row, pair * 2, rows, steps, WHICH, SPAN, 2, BIAS, product,
+            )  # fmt: skip
+    for item in range(gl.program_id(0), singles, gl.num_programs(0)):
+        row, pair = _item(pairs + item // SPAN, high, tiles // SPAN, TOGETHER)
+        acc, place, phase = _multiply(
+            x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turning, full, empty, acc, place, phase,
+            row, pair * SPAN + item % SPAN, rows, steps, WHICH, SPAN, 1, BIAS, product,
+        )  # fmt: skip
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["rows", "high", "items", "tiles", "steps"])
+@gluon.jit(do_not_specialize=["rows", "high", "tiles", "steps", "pairs", "singles"])
 def fp8_product(
-    code_tiles, weight_tiles, x_scales, w_scales, bias, y_tiles, rows, high, items, tiles, steps,
-    STAGES: gl.constexpr, TOGETHER: gl.constexpr, BIAS: gl.constexpr, product: gl.constexpr,
+    code_tiles, weight_tiles, x_scales, w_scales, bias, y_tiles, rows, high, tiles, steps, pairs, singles,
+    STAGES: gl.constexpr, SPAN: gl.constexpr, TOGETHER: gl.constexpr, BIAS: gl.constexpr, product: gl.constexpr,
 ):  # fmt: skip
-    """`items` tiles of y, `tiles` side by side and `high` below each other, spread over the programs."""
+    """`tiles` beside and `high` below each other: `pairs` of them, then `singles`, each spread over the programs."""
     BLOCK: gl.constexpr = code_tiles.block_shape[0]
     GROUP: gl.constexpr = code_tiles.block_shape[1]
-    OUTS: gl.constexpr = weight_tiles.block_shape[0]
+    TILE: gl.constexpr = weight_tiles.block_shape[0]
     x_ring = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, BLOCK, GROUP], code_tiles.layout)
-    w_ring = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, OUTS, GROUP], weight_tiles.layout)
-    turnings = gl.allocate_shared_memory(gl.bfloat16, [2, BLOCK // 2, 128], y_tiles.layout)
+    w_ring = gl.allocate_shared_memory(gl.float8e4nv, [STAGES * SPAN, TILE, GROUP], weight_tiles.layout)
+    turnings = gl.allocate_shared_memory(gl.bfloat16, [2, BLOCK // 2, TILE], y_tiles.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for each in gl.static_range(STAGES):
         mbarrier.init(full.index(each), count=1)
-        mbarrier.init(empty.index(each), count=256)  # threads that multiply
+        mbarrier.init(empty.index(each), count=2)  # groups that multiply
     fence_async_shared()
     _barrier()
     FIRST: gl.constexpr = 0
@@ -185,19 +244,22 @@ def fp8_product(
                 _consume,
                 (
                     x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turnings, full, empty,
-                    rows, high, items, tiles, steps, FIRST, TOGETHER, BIAS, product,
+                    rows, high, tiles, steps, pairs, singles, FIRST, SPAN, TOGETHER, BIAS, product,
                 ),
             ),
             (
                 _consume,
                 (
                     x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turnings, full, empty,
-                    rows, high, items, tiles, steps, SECOND, TOGETHER, BIAS, product,
+                    rows, high, tiles, steps, pairs, singles, SECOND, SPAN, TOGETHER, BIAS, product,
                 ),
             ),
             (
                 _produce,
-                (code_tiles, weight_tiles, x_ring, w_ring, full, empty, high, items, tiles, steps, TOGETHER),
+                (
+                    code_tiles, weight_tiles, x_ring, w_ring, full, empty,
+                    high, tiles, steps, pairs, singles, SPAN, TOGETHER,
+                ),
             ),
         ],
         [4, 1],
@@ -219,11 +281,11 @@ def takes_w8a8(x: Tensor, packed: PackedWeight) -> bool:
 
 
 def product_w8a8(
-    codes: Tensor, scales: Tensor, packed: PackedWeight, bias: Tensor | None = None, outs: int | None = None
+    codes: Tensor, scales: Tensor, packed: PackedWeight, bias: Tensor | None = None, pairs: int | None = None
 ) -> Tensor:
     """codes[rows, in], scales[rows, in / 128] of `quantize_activations` -> bfloat16 y[rows, out].
 
-    outs    outputs of a tile, 128 or 256; by itself whichever leaves fewer multiprocessors idle. No bit depends on it.
+    pairs   how many pairs of tiles are computed at once, by itself as `plan` says. No bit depends on it.
     """
     (out, width), rows = packed.shape, codes.shape[0]
     weight = packed.tensors["weight"]
@@ -231,17 +293,17 @@ def product_w8a8(
     w_scales = packed.tensors[scale_key(packed.tensors)].to(torch.float32).contiguous()
     x_scales = scales.t().contiguous().view(-1)
     y = torch.empty(rows, out, dtype=torch.bfloat16, device=codes.device)
-    outs = outs or _outs(rows, out, _multiprocessors(codes.device.index))
-    high, tiles = -(-rows // BLOCK), out // outs
-    items = high * tiles
+    high, tiles, processors = -(-rows // BLOCK), out // TILE, _multiprocessors(codes.device.index)
+    pairs = plan(high * tiles, tiles % 2 == 0, processors) if pairs is None else pairs
+    span, singles = 2 if pairs else 1, high * tiles - 2 * pairs
     by_step, by_result = gl.NVMMASharedLayout(128, 8, 2), gl.NVMMASharedLayout(128, 16, 2)
-    fp8_product[(min(items, _multiprocessors(codes.device.index)),)](
+    fp8_product[(min(max(pairs, singles), processors),)](
         TensorDescriptor.from_tensor(codes, [BLOCK, GROUP], by_step),
-        TensorDescriptor.from_tensor(weight, [outs, GROUP], by_step),
+        TensorDescriptor.from_tensor(weight, [TILE, GROUP], by_step),
         x_scales, w_scales, y if bias is None else bias.contiguous(),
-        TensorDescriptor.from_tensor(y, [HALF, 128], by_result),
-        rows, high, items, tiles, width // GROUP,
-        stages(outs), _TOGETHER, bias is not None, layout(), num_warps=4,
+        TensorDescriptor.from_tensor(y, [HALF, TILE], by_result),
+        rows, high, tiles, width // GROUP, pairs, singles,
+        stages(span), span, _TOGETHER, bias is not None, layout(), num_warps=4,
     )  # fmt: skip
     return y
 
@@ -251,10 +313,11 @@ def layout() -> gl.NVMMADistributedLayout:
     return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
 
 
-def _outs(rows: int, out: int, multiprocessors: int) -> int:
-    """128 or 256, whichever has all multiprocessors done sooner; a tile of 256 takes 1.8 times as long (measured)."""
-    if out % 256 != 0:
-        return 128
-    items = -(-rows // BLOCK) * (out // 128)
-    rounds, wide_rounds = -(-items // multiprocessors), -(-items // 2 // multiprocessors)
-    return 256 if 1.8 * wide_rounds <= rounds else 128
+def plan(items: int, even: bool, processors: int) -> int:
+    """How many pairs of tiles to take, of so many tiles: all, unless what is left after whole rounds of pairs fits in
+    one round of single tiles. A pair takes 1.8 times as long as a tile (measured)."""
+    if not even:
+        return 0
+    pairs = items // 2
+    left = pairs % processors
+    return pairs - left if 2 * left <= processors else pairs

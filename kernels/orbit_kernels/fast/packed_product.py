@@ -1,13 +1,13 @@
 # mypy: disable-error-code="no-untyped-def"
 # (the parameters of a Triton kernel are pointers and constants, which Python types do not describe)
-"""The product with packed INT4 on Hopper, dense and grouped, with every copy, register and wait placed by hand.
+"""The product with packed weights on Hopper, dense and grouped, with every copy, register and wait placed by hand.
 
 A program computes tiles of y^T = W x^T: OUTS outputs for BLOCK rows of x. W stands on the left because there the tensor
 core takes its operand from registers, where the codes are unpacked. Three things happen at a time:
 
     producer      one warp keeps STAGES steps of x and of packed words coming, into rings in shared memory
     tensor core   multiplies step k, W from registers, x from shared memory
-    consumers     meanwhile unpack half a step ahead, into the registers that it will be read from
+    consumers     meanwhile unpack half a step ahead, into the registers that it will be read from (`packed_pieces`)
 
 Rings have two barriers a place: `full` (its bytes are there) and `empty` (nobody reads it any more). A program goes on
 to its next tile without a pause: the producer is already there.
@@ -40,7 +40,10 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ..formats import PackedWeight
 from ..formats.stack import PackedStack
-from .int4_pieces import STEP, WARPS, copy_scales, layouts, piece_of, scale_pair, scales_of, turned_piece_of
+from . import packed_scales
+from .dequantize import operands
+from .nvfp4_lookup import ENTRIES, fill, own, undoing
+from .packed_pieces import STEP, WARPS, layouts, piece_of, turned_piece_of
 from .workspace import arrival_counters
 
 _ROOM = 226_000  # bytes of shared memory
@@ -56,11 +59,17 @@ class Cut:
     short: int  # height of a group's last tile where that is enough
     parts: int = 1  # of the sum
 
-    def stages(self, group: int, turned: bool) -> int:
+    def stages(self, kind: str, group: int, turned: bool) -> int:
         """Steps in flight."""
-        scales = STEP * max(4, self.outs // group * 2) if turned else 0
-        stage = self.block * STEP * 2 + self.outs * STEP // 2 + scales + 16
+        words = self.outs * STEP // (1 if kind == "fp8" else 2)
+        scales = STEP * max(4, self.outs // group * (2 if kind == "int4" else 1)) if by_ring(kind, turned) else 0
+        stage = self.block * STEP * 2 + words + scales + 16
         return min(8, (_ROOM - self.block * self.outs * 2) // stage)
+
+
+def by_ring(kind: str, turned: bool) -> bool:
+    """Whether the copying warp brings scales beside the codes."""
+    return turned and kind != "fp8"
 
 
 @gluon.jit
@@ -88,14 +97,15 @@ def _corner(expert, tile, N, OUTS: gl.constexpr, TURNED: gl.constexpr):
 def _produce(
     x_tiles, x_short_tiles, word_tiles, scales, table, x_ring, word_ring, scale_ring, full, empty,
     rows, items, tiles, steps, parts, N, K,
-    GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr,
+    FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr,
 ):  # fmt: skip
     """The copying warp: every step of every item of this program, as places in the rings fall empty."""
     STAGES: gl.constexpr = x_ring.shape[0]
     BLOCK: gl.constexpr = x_tiles.block_shape[0]
     SHORT: gl.constexpr = x_short_tiles.block_shape[0]
     STEP: gl.constexpr = x_tiles.block_shape[1]
-    OUTS: gl.constexpr = word_tiles.block_shape[1] * 8 if TURNED else word_tiles.block_shape[0]
+    PER: gl.constexpr = 4 if FORMAT == "fp8" else 8  # elements in a word
+    OUTS: gl.constexpr = word_tiles.block_shape[1] * PER if TURNED else word_tiles.block_shape[0]
     done = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         expert, row, end, tile, first, last = _find(item, table, rows, tiles, steps, parts, BLOCK, GROUPED)
@@ -116,50 +126,55 @@ def _produce(
                 tma.async_copy_global_to_shared(x_tiles, [row, step * STEP], here, x_ring.index(place))
             if TURNED:
                 tma.async_copy_global_to_shared(
-                    word_tiles, [high + step * STEP, column // 8], here, word_ring.index(place)
+                    word_tiles, [high + step * STEP, column // PER], here, word_ring.index(place)
                 )
-                copy_scales(scales, scale_ring.index(place), high + step * STEP, column, K, GROUP)
-                async_copy.mbarrier_arrive(here, increment_count=False)
+                if FORMAT != "fp8":
+                    packed_scales.copy(scales, scale_ring.index(place), high + step * STEP, column, K, GROUP)
+                    async_copy.mbarrier_arrive(here, increment_count=False)
             else:
-                tma.async_copy_global_to_shared(word_tiles, [high, step * (STEP // 8)], here, word_ring.index(place))
+                tma.async_copy_global_to_shared(word_tiles, [high, step * (STEP // PER)], here, word_ring.index(place))
             done += 1
 
 
 @gluon.jit
 def _multiply(
-    scales, x_ring, word_ring, scale_ring, full, empty, done, high, column, first, last, K,
-    BLOCK: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr,
-    product: gl.constexpr, left: gl.constexpr, words3: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
+    scales, lookup, x_ring, word_ring, scale_ring, full, empty, done, high, column, first, last, K,
+    BLOCK: gl.constexpr, FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr,
+    product: gl.constexpr, left: gl.constexpr,
+    loaded: gl.constexpr, eights: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
+    fetched: gl.constexpr,
 ):  # fmt: skip
     """Steps first..last of one tile: float32[OUTS, BLOCK], and how many places of the rings are used up by now."""
     STAGES: gl.constexpr = x_ring.shape[0]
     STEP: gl.constexpr = x_ring.shape[2]
-    OUTS: gl.constexpr = word_ring.shape[2] * 8 if TURNED else word_ring.shape[1]
+    PER: gl.constexpr = 4 if FORMAT == "fp8" else 8  # elements in a word
+    OUTS: gl.constexpr = word_ring.shape[2] * PER if TURNED else word_ring.shape[1]
     # Unpacked together. Two pieces a step, because two sets of registers take turns: with one, the next piece would be
     # written over the one that the tensor core still reads, and the assembler does not notice.
     DEEP: gl.constexpr = 32
-    if not TURNED:
-        n = high.to(gl.int64) + gl.arange(0, OUTS, layout=gl.SliceLayout(1, left))
-        scale_at = scales + n * (K // GROUP)
-        bits = scales_of(scale_at, first, STEP, GROUP)
+    AHEAD: gl.constexpr = not TURNED or FORMAT == "fp8"  # scales come through registers, not through a ring
+    if AHEAD:
+        scale_at = packed_scales.ahead_of(scales, high, column, K, OUTS, FORMAT, GROUP, TURNED, left, scales3, fetched)
+        bits = packed_scales.of_step(scale_at, first, K, STEP, FORMAT, GROUP, TURNED)
     acc = gl.zeros([OUTS, BLOCK], gl.float32, product)
     for step in range(first, last):
         place = done % STAGES
-        if not TURNED:
-            early = scale_pair(bits)
-            late = scale_pair(bits >> 16) if GROUP < STEP else early
-            bits = scales_of(scale_at, min(step + 1, last - 1), STEP, GROUP)  # there when the next step begins
+        if AHEAD:
+            early, late = packed_scales.halves(bits, lookup, STEP, FORMAT, GROUP, fetched)
+            after = min(step + 1, last - 1)
+            bits = packed_scales.of_step(scale_at, after, K, STEP, FORMAT, GROUP, TURNED)  # there when that begins
         mbarrier.wait(full.index(place), done // STAGES & 1)
         x_now, words_now = x_ring.index(place).slice(0, BLOCK, dim=0), word_ring.index(place)
         for i in gl.static_range(STEP // DEEP):
             if TURNED:
                 piece = turned_piece_of(
-                    words_now.slice(i * DEEP, DEEP, dim=0), scale_ring.index(place).slice(i * DEEP, DEEP, dim=0),
-                    column // GROUP % 2, left, words3, scales3, stored,
+                    words_now.slice(i * DEEP, DEEP, dim=0),
+                    early if AHEAD else scale_ring.index(place).slice(i * DEEP, DEEP, dim=0),
+                    lookup, column // GROUP % 2, FORMAT, left, loaded, eights, scales3, stored, fetched,
                 )  # fmt: skip
             else:
-                words_piece = words_now.slice(i * (DEEP // 8), DEEP // 8, dim=1)
-                piece = piece_of(words_piece, early if i == 0 else late, left, words3)
+                words_piece = words_now.slice(i * (DEEP // PER), DEEP // PER, dim=1)
+                piece = piece_of(words_piece, early if i == 0 else late, FORMAT, left, loaded, eights, scales3)
             x_piece = x_now.slice(i * DEEP, DEEP, dim=1).permute([1, 0])
             # the piece before is done with its registers, which the next one takes
             acc = warpgroup_mma_wait(1, deps=[warpgroup_mma(piece, x_piece, acc, is_async=True)])
@@ -168,6 +183,8 @@ def _multiply(
         done += 1
     acc = warpgroup_mma_wait(0, deps=[acc])
     async_copy.mbarrier_arrive(empty.index((done + STAGES - 1) % STAGES), increment_count=False)
+    if FORMAT == "nvfp4-divide" or FORMAT == "nvfp4-multiply":
+        acc *= undoing(lookup)
     return acc, done
 
 
@@ -194,17 +211,21 @@ def _write(
 
 @gluon.jit
 def _tile(
-    scales, bias, y, partial, arrivals, x_ring, word_ring, scale_ring, turning, full, empty, done,
+    scales, lookup, bias, y, partial, arrivals, x_ring, word_ring, scale_ring, turning, full, empty, done,
     item, parts, expert, row, end, tile, first, last, N, K,
-    BLOCK: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr, SPLIT: gl.constexpr, BIAS: gl.constexpr,
-    product: gl.constexpr, left: gl.constexpr, words3: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
+    BLOCK: gl.constexpr, FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr,
+    SPLIT: gl.constexpr, BIAS: gl.constexpr,
+    product: gl.constexpr, left: gl.constexpr,
+    loaded: gl.constexpr, eights: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
+    fetched: gl.constexpr,
 ):  # fmt: skip
     """One item: rows row..end of y, BLOCK at most, and OUTS of their outputs, or a part of their sums."""
-    OUTS: gl.constexpr = word_ring.shape[2] * 8 if TURNED else word_ring.shape[1]
+    PER: gl.constexpr = 4 if FORMAT == "fp8" else 8  # elements in a word
+    OUTS: gl.constexpr = word_ring.shape[2] * PER if TURNED else word_ring.shape[1]
     high, column = _corner(expert, tile, N, OUTS, TURNED)
     acc, done = _multiply(
-        scales, x_ring, word_ring, scale_ring, full, empty, done, high, column, first, last, K,
-        BLOCK, GROUP, TURNED, product, left, words3, scales3, stored,
+        scales, lookup, x_ring, word_ring, scale_ring, full, empty, done, high, column, first, last, K,
+        BLOCK, FORMAT, GROUP, TURNED, product, left, loaded, eights, scales3, stored, fetched,
     )  # fmt: skip
     OUT = K if TURNED else N
     out0 = tile * OUTS
@@ -237,41 +258,57 @@ def _tile(
 
 @gluon.jit
 def _consume(
-    x_tiles, x_short_tiles, scales, bias, y, partial, arrivals, table,
+    x_tiles, x_short_tiles, scales, whole, lookup, bias, y, partial, arrivals, table,
     x_ring, word_ring, scale_ring, turning, full, empty, rows, items, tiles, steps, parts, N, K,
-    GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr, SPLIT: gl.constexpr, BIAS: gl.constexpr,
+    FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr,
+    SPLIT: gl.constexpr, BIAS: gl.constexpr,
     product: gl.constexpr, left: gl.constexpr, short_product: gl.constexpr, short_left: gl.constexpr,
-    words3: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
+    loaded: gl.constexpr, eights: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
+    fetched: gl.constexpr,
 ):  # fmt: skip
     """The warps that unpack and multiply."""
+    NVFP4: gl.constexpr = FORMAT == "nvfp4-divide" or FORMAT == "nvfp4-multiply"
     BLOCK: gl.constexpr = x_tiles.block_shape[0]
     SHORT: gl.constexpr = x_short_tiles.block_shape[0]
-    done = 0
+    done, known = 0, -1
+    if NVFP4:
+        lookup = own(lookup)
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         expert, row, end, tile, first, last = _find(item, table, rows, tiles, steps, parts, BLOCK, GROUPED)
         if expert >= 0:
+            if NVFP4 and expert != known:
+                fill(lookup, whole + expert, FORMAT)
+                _barrier()
+                known = expert
             if SHORT < BLOCK and end - row <= SHORT:
                 done = _tile(
-                    scales, bias, y, partial, arrivals, x_ring, word_ring, scale_ring, turning, full, empty, done,
-                    item, parts, expert, row, end, tile, first, last, N, K,
-                    SHORT, GROUP, TURNED, SPLIT, BIAS, short_product, short_left, words3, scales3, stored,
+                    scales, lookup, bias, y, partial, arrivals, x_ring, word_ring, scale_ring, turning, full, empty,
+                    done, item, parts, expert, row, end, tile, first, last, N, K,
+                    SHORT, FORMAT, GROUP, TURNED, SPLIT, BIAS, short_product, short_left,
+                    loaded, eights, scales3, stored, fetched,
                 )  # fmt: skip
             else:
                 done = _tile(
-                    scales, bias, y, partial, arrivals, x_ring, word_ring, scale_ring, turning, full, empty, done,
-                    item, parts, expert, row, end, tile, first, last, N, K,
-                    BLOCK, GROUP, TURNED, SPLIT, BIAS, product, left, words3, scales3, stored,
+                    scales, lookup, bias, y, partial, arrivals, x_ring, word_ring, scale_ring, turning, full, empty,
+                    done, item, parts, expert, row, end, tile, first, last, N, K,
+                    BLOCK, FORMAT, GROUP, TURNED, SPLIT, BIAS, product, left,
+                    loaded, eights, scales3, stored, fetched,
                 )  # fmt: skip
 
 
-@gluon.jit(do_not_specialize=["rows", "items", "tiles", "steps", "parts"])
-def int4_product(
-    x_tiles, x_short_tiles, word_tiles, scales, bias, y, partial, arrivals, table,
+@gluon.jit(
+    do_not_specialize=["rows", "items", "tiles", "steps", "parts"],
+    do_not_specialize_on_alignment=["whole"],  # of one expert anywhere in its stack
+)
+def packed_product(
+    x_tiles, x_short_tiles, word_tiles, scales, whole, lookup, bias, y, partial, arrivals, table,
     rows, items, tiles, steps, parts, N, K,
-    GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr, SPLIT: gl.constexpr, BIAS: gl.constexpr,
+    FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr,
+    SPLIT: gl.constexpr, BIAS: gl.constexpr,
     STAGES: gl.constexpr,
     product: gl.constexpr, left: gl.constexpr, short_product: gl.constexpr, short_left: gl.constexpr,
-    words3: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
+    loaded: gl.constexpr, eights: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
+    fetched: gl.constexpr,
 ):  # fmt: skip
     """`items` tiles (or parts of their sums) of y, spread over the programs; the launchers say what is what."""
     BLOCK: gl.constexpr = x_tiles.block_shape[0]
@@ -280,20 +317,22 @@ def int4_product(
     WIDE: gl.constexpr = word_tiles.block_shape[1]
     x_ring = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BLOCK, STEP], x_tiles.layout)
     word_ring = gl.allocate_shared_memory(gl.int32, [STAGES, HIGH, WIDE], word_tiles.layout)
-    if TURNED:
-        if WIDE * 8 > GROUP:  # bfloat16 scales of all groups of the tile
+    PER: gl.constexpr = 4 if FORMAT == "fp8" else 8  # elements in a word
+    if TURNED and FORMAT != "fp8":
+        if WIDE * 8 > GROUP:  # scales of all groups of the tile
             scale_ring = gl.allocate_shared_memory(
-                gl.bfloat16, [STAGES, STEP, WIDE * 8 // GROUP], gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+                scales.dtype.element_ty, [STAGES, STEP, WIDE * 8 // GROUP], gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
             )
         else:
             scale_ring = gl.allocate_shared_memory(gl.int32, [STAGES, STEP], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     else:
         scale_ring = word_ring
-    turning = gl.allocate_shared_memory(gl.bfloat16, [BLOCK, WIDE * 8 if TURNED else HIGH], x_tiles.layout)
+    turning = gl.allocate_shared_memory(gl.bfloat16, [BLOCK, WIDE * PER if TURNED else HIGH], x_tiles.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for each in gl.static_range(STAGES):
-        mbarrier.init(full.index(each), count=33 if TURNED else 1)  # turned, each of 32 threads copies scales, too
+        # each of 32 threads copies scales, too
+        mbarrier.init(full.index(each), count=33 if TURNED and FORMAT != "fp8" else 1)
         mbarrier.init(empty.index(each), count=256)  # threads that multiply
     fence_async_shared()
     _barrier()
@@ -302,17 +341,17 @@ def int4_product(
             (
                 _consume,
                 (
-                    x_tiles, x_short_tiles, scales, bias, y, partial, arrivals, table,
+                    x_tiles, x_short_tiles, scales, whole, lookup, bias, y, partial, arrivals, table,
                     x_ring, word_ring, scale_ring, turning, full, empty, rows, items, tiles, steps, parts, N, K,
-                    GROUP, TURNED, GROUPED, SPLIT, BIAS,
-                    product, left, short_product, short_left, words3, scales3, stored,
+                    FORMAT, GROUP, TURNED, GROUPED, SPLIT, BIAS,
+                    product, left, short_product, short_left, loaded, eights, scales3, stored, fetched,
                 ),
             ),
             (
                 _produce,
                 (
                     x_tiles, x_short_tiles, word_tiles, scales, table, x_ring, word_ring, scale_ring, full, empty,
-                    rows, items, tiles, steps, parts, N, K, GROUP, TURNED, GROUPED,
+                    rows, items, tiles, steps, parts, N, K, FORMAT, GROUP, TURNED, GROUPED,
                 ),
             ),
         ],
@@ -329,45 +368,56 @@ def _multiprocessors(index: int) -> int:
 def supports(weights: PackedWeight | PackedStack) -> bool:
     """Whether the copy engine and the tiles take this weight or stack (some rows given)."""
     (out, width), spec = weights.shape, weights.spec
-    if spec.name != "int4" or weights.tensors["weight_scale"].dtype != torch.bfloat16:
+    if spec.name == "bf16" or out % 128 or width % 128:
         return False
-    paired = spec.group_size < 128 or width % 256 == 0
-    return out % 128 == 0 and width % 128 == 0 and spec.group_size in (32, 64, 128) and paired
+    if spec.name == "fp8":
+        return weights.block == (128, 128)
+    if spec.name == "int4":
+        paired = spec.group_size < 128 or width % 256 == 0
+        return weights.tensors["weight_scale"].dtype == torch.bfloat16 and spec.group_size in (32, 64, 128) and paired
+    return True
 
 
 def multiply(
-    x: Tensor, words: Tensor, scales: Tensor, shape: tuple[int, int], group: int, turned: bool, cut: Cut,
+    x: Tensor, weights: PackedWeight | PackedStack, turned: bool, cut: Cut,
     bias: Tensor | None = None, table: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """x[rows, in] -> x W^T [rows, out]; turned: dy[rows, out] -> dy W [rows, in]. bfloat16, contiguous.
+    """bf16 x[rows, in] -> x W^T + bias [rows, out]; turned: dy[rows, out] -> dy W [rows, in].
 
-    words     int32[out, in / 8] and scales bf16[out, in / group]; of many experts one below the other
-    shape     (out, in) of one expert, multiples of 128; what comes out of cut.outs (group 128: in of 256)
-    table     of `schedule` for cut.block, when rows belong to experts (one part)
+    weights   what `supports` accepts; what comes out is a multiple of cut.outs
+    table     of `schedule` for cut.block, when rows belong to the experts of a stack (one part)
     """
-    x, words, scales = (each if each.data_ptr() % 16 == 0 else each.clone() for each in (x, words, scales))
-    out, width = shape
+    (out, width), group = weights.shape, weights.block[1]
+    codes, scales, per_tensor, kind = operands(weights.spec, weights.tensors)
+    x, codes, scales = (
+        each if each.data_ptr() % 16 == 0 else each.clone() for each in (x, codes.contiguous(), scales.contiguous())
+    )
+    words = codes.view(torch.int32).view(-1, width // (4 if kind == "fp8" else 8))
     made, length = (width, out) if turned else (out, width)
     y = torch.empty(x.shape[0], made, dtype=x.dtype, device=x.device)
     tiles = made // cut.outs
     high = -(-x.shape[0] // cut.block) if table is None else table.shape[0]
     items = high * tiles * cut.parts
+    programs = min(items, _multiprocessors(x.device.index))
+    whole, lookup = scales, words
+    if kind.startswith("nvfp4"):
+        whole, lookup = per_tensor.contiguous(), torch.empty(programs, ENTRIES, dtype=torch.int64, device=x.device)
     partial, arrivals = y, y
     if cut.parts > 1:
         partial = torch.empty(items * cut.outs * cut.block, dtype=torch.float32, device=x.device)
         arrivals = arrival_counters(high * tiles, x.device)
-    tile = [STEP, cut.outs // 8] if turned else [cut.outs, STEP // 8]
+    per = width // words.shape[1]
+    tile = [STEP, cut.outs // per] if turned else [cut.outs, STEP // per]
     x_tiles, x_short_tiles = (
         TensorDescriptor.from_tensor(x, [rows, STEP], gl.NVMMASharedLayout(128, 16, 2))
         for rows in (cut.block, cut.short)
     )
-    word_tiles = TensorDescriptor.from_tensor(
-        words.view(-1, width // 8), tile, gl.NVMMASharedLayout(tile[1] * 4, 32, 2)
-    )
-    int4_product[(min(items, _multiprocessors(x.device.index)),)](
-        x_tiles, x_short_tiles, word_tiles, scales, y if bias is None else bias, y, partial, arrivals,
-        y if table is None else table, x.shape[0], items, tiles, length // STEP, cut.parts, out, width,
-        group, turned, table is not None, cut.parts > 1, bias is not None, cut.stages(group, turned),
-        **layouts(cut.block, cut.short, cut.outs, group, turned), num_warps=WARPS,
+    word_tiles = TensorDescriptor.from_tensor(words, tile, gl.NVMMASharedLayout(min(128, tile[1] * 4), 32, 2))
+    packed_product[(programs,)](
+        x_tiles, x_short_tiles, word_tiles, scales, whole, lookup, y if bias is None else bias, y,
+        partial, arrivals, y if table is None else table,
+        x.shape[0], items, tiles, length // STEP, cut.parts, out, width,
+        kind, group, turned, table is not None, cut.parts > 1, bias is not None, cut.stages(kind, group, turned),
+        **layouts(cut.block, cut.short, cut.outs, kind, group, turned), num_warps=WARPS,
     )  # fmt: skip
     return y
