@@ -7,9 +7,14 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["cluster.fixtures"]
 LONGEST = ("test_scenarios.py", "test_demo.py")
+
+# No example is measured by the clock: CI's two cores have others to serve.
+settings.register_profile("orbit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("orbit")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait starve their neighbours

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orbit_core.errors import InputError
@@ -98,7 +98,6 @@ def test_digests_depend_neither_on_the_store_nor_on_resources() -> None:
     assert {n: s.digest for n, s in one.items()} == {n: s.digest for n, s in two.items()}
 
 
-@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),

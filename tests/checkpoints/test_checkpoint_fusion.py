@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orbit_core.checkpoints.fusion import Fusion, collapse, grid_of, interleave, refine
@@ -49,7 +49,6 @@ def test_gate_rows_come_before_up_rows() -> None:
     assert fused[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3), st.integers(1, 4), st.sampled_from([1, 8, 32, 48, 80, 96, 128, 130, 192, 256]), st.data())
 def test_fused_block_scales_stand_over_the_rows_they_stood_over(
     groups: int, per_group: int, head_dim: int, data: st.DataObject

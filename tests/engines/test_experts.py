@@ -96,7 +96,7 @@ def test_an_expert_of_another_format_leaves_its_layer_to_be_computed_one_by_one(
 
 
 @given(tokens=st.integers(0, 9), experts=st.integers(1, 6), seed=st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_rows_are_sorted_by_expert_and_find_back_to_their_tokens(tokens: int, experts: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     k = 1 + seed % experts

@@ -119,7 +119,7 @@ def test_frequencies_follow_the_distribution() -> None:
 
 
 @given(st.integers(0, 10_000), st.floats(0.05, 1.0), st.integers(0, 6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_top_p_and_top_k_keep_the_smallest_head_of_the_distribution(seed: int, top_p: float, top_k: int) -> None:
     logits = torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))
     sampling = Sampling(top_p=top_p, top_k=top_k, temperature=0.7)

@@ -125,10 +125,10 @@ def test_a_late_listing_shows_neither_an_old_adapter_nor_a_free_number(proxy: Pr
 
 def test_a_lease_survives_a_store_that_fails_now_and_then(proxy: Proxy, store: S3Store) -> None:
     proxy.faults = Faults(errors=0.15, lost=0.15)
-    with Lease(store.patient(1), "work", "holder", 4.0).held() as held:
+    with Lease(store.patient(1), "work", "holder", 6.0).held() as held:
         assert held is not None
         for _ in range(8):
-            time.sleep(0.2)
+            time.sleep(0.4)
             held.check()
 
 

@@ -35,7 +35,7 @@ def test_damaged_bytes_are_refused_in_our_own_words(name: str) -> None:
         read(name, content)  # what is imported on the way is not the reader's memory
     before = peak()
 
-    @settings(max_examples=50, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=50, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(damaged(name))
     def every(content: bytes) -> None:
         read(name, content)
@@ -84,7 +84,7 @@ def test_a_few_bytes_that_promise_much_cost_little(name: str, content: bytes) ->
     assert peak() - before < 32 * MIB
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@settings(max_examples=20, derandomize=True, database=None)
 @given(st.sampled_from(list(READERS)), st.binary(max_size=2000))
 def test_noise_is_refused_or_empty(name: str, content: bytes) -> None:
     read(name, content)

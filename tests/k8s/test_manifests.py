@@ -23,7 +23,7 @@ SHARED = [{"claim": "shared", "path": "/shared"}, {"claim": "models", "path": "/
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
-any_job = settings(max_examples=50, deadline=None)
+any_job = settings(max_examples=50)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

@@ -106,7 +106,7 @@ def test_quantised_scales_and_codes_equal_compressed_tensors(compressed_tensors,
     assert torch.equal(packed.tensors["weight_packed"], theirs)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(exponent=st.floats(-38.0, 37.0), spread=st.floats(0.0, 6.0), seed=st.integers(0, 2**20))
 def test_quantising_agrees_with_compressed_tensors_at_every_magnitude(compressed_tensors, exponent, spread, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -14,7 +14,7 @@ def stack_of(count: int, spec: FormatSpec = FORMATS["int4"]) -> PackedStack:
 
 
 @given(counts=st.lists(st.integers(0, 4), min_size=1, max_size=6))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_each_expert_sees_its_rows_and_its_gradient(counts):
     experts = stack_of(len(counts))
     x = torch.randn(sum(counts), 32, requires_grad=True)

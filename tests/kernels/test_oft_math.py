@@ -71,7 +71,7 @@ def test_gradients_are_right_by_finite_differences(b):
     assert torch.autograd.gradcheck(lambda x, v: rotate(x, cayley_neumann(v, b)), (x, v))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(b=st.sampled_from(SIZES), n=st.integers(1, 5), std=st.floats(0.0, 0.5), seed=st.integers(0, 2**20))
 def test_the_analytic_gradient_equals_autograd_through_the_series(b, n, std, seed):
     v = vectors(n, b, std, seed=seed).requires_grad_()
@@ -118,7 +118,7 @@ def test_mixed_dtypes_compute_in_the_wider_and_return_the_dtype_of_x():
     assert rotate(x.float(), R.bfloat16()).dtype == torch.float32
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(b=st.sampled_from(SIZES), n=st.integers(1, 4), s=st.floats(1e-3, 1.0), seed=st.integers(0, 2**20))
 def test_the_orthogonality_error_is_2s4_minus_s8(b, n, s, seed):
     v = vectors(n, b, 1.0, seed=seed)

@@ -13,7 +13,7 @@ DTYPES = [torch.uint8, torch.int32, torch.int64, torch.bfloat16, torch.float32, 
 
 
 @given(st.sampled_from(DTYPES), st.integers(1, 6), st.integers(1, 6), st.integers(0, 10**6), st.integers(0, 7))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_single_bit_is_found_where_it_is(dtype: torch.dtype, rows: int, columns: int, place: int, bit: int) -> None:
     size = dtype.itemsize
     raw = torch.randint(

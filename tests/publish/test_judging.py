@@ -144,7 +144,7 @@ def test_other_prompts_or_another_base_are_no_comparison(bench: Bench) -> None:
         judge(ours, None, tolerance=-0.1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=st.lists(st.tuples(*[st.sampled_from("+-")] * 3), min_size=1, max_size=12), hundredths=st.integers(0, 100))
 def test_promotion_is_not_being_worse_than_anyone(
     rows: list[tuple[str, str, str]], hundredths: int, tmp_path_factory: pytest.TempPathFactory

@@ -116,7 +116,7 @@ def test_a_rollback_is_a_new_entry_and_going_back_twice_goes_back_two(store: Sto
     assert [entry.number for entry in history.entries()] == [1, 2, 3, 4, 5, 6]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(moves=st.lists(st.one_of(st.just("promote"), st.just("back"), st.integers(1, 9)), max_size=12))
 def test_whatever_is_done_what_serves_is_what_a_stack_of_adapters_says(
     moves: list[str | int], tmp_path_factory: pytest.TempPathFactory

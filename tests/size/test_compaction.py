@@ -113,7 +113,7 @@ def test_files_are_few_and_hold_every_row_of_the_steps_once(tmp_path: Path) -> N
     assert read_by_duckdb(reader.files(range(2, 7))) == keys(RUN, range(2, 7))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=st.lists(st.one_of(st.integers(1, 6), st.sampled_from(["compact", "lose a block"])), max_size=8))
 def test_whatever_the_history_readers_see_every_row_once(history: list[int | str]) -> None:
     """Numbers commit as many steps; a lost block is one that a killed compactor had not come to."""

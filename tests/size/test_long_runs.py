@@ -95,7 +95,7 @@ def test_a_run_whose_first_step_was_never_committed_is_no_run(tmp_path: Path) ->
     assert list_runs(open_store(tmp_path)) == []
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(missing=st.sets(st.integers(0, STEPS // BLOCK)), steps=st.tuples(st.integers(0, 320), st.integers(0, 320)))
 def test_blocks_say_what_footers_say_and_may_be_missing(
     folder: Path, costs: list[dict[str, int]], tmp_path: Path, missing: set[int], steps: tuple[int, int]

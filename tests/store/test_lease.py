@@ -91,7 +91,7 @@ class Race:
         self.finished = True
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(seed=st.integers(0, 2**48), pods=st.integers(2, 5))
 def test_never_two_work_at_once_whatever_is_slow_stopped_killed_or_cut_off(seed: int, pods: int) -> None:
     """Every store operation of every pod is interleaved at random; pods are stopped and killed, the store goes away."""
@@ -119,7 +119,7 @@ def test_never_two_work_at_once_whatever_is_slow_stopped_killed_or_cut_off(seed:
         assert race.commits() == sorted(race.commits()), "a term of the past committed after a later one"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**48))
 def test_short_pauses_and_short_outages_cost_nobody_the_lease(seed: int) -> None:
     with TemporaryDirectory() as folder, patch.object(os, "fsync"):
