@@ -61,7 +61,7 @@ def rows_of(spec: FormatSpec, out: int, width: int) -> list[dict[str, Any]]:
 def compile_share(index: int) -> None:
     for spec, (out, width) in [(spec, shape) for spec in SPECS for shape in SHAPES][index::COMPILERS]:
         packed = random_packed(spec, out, width)
-        for m in (16, 32, 64):
+        for m in (1, 16, 32, 64):
             linear(torch.randn(m, width, device="cuda").bfloat16(), packed)
     torch.cuda.synchronize()
 

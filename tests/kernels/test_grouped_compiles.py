@@ -80,7 +80,36 @@ for outs in (128, 256):
 """
 
 
-@pytest.mark.parametrize("code, cuts", [(COMPILE, 2), (COMPILE_W8A8, 2)], ids=["int4", "w8a8"])
+COMPILE_NVFP4 = """
+import sys
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon._runtime import GluonASTSource
+from orbit_kernels.fast.decode_nvfp4 import WARPS, constants, decode_nvfp4_kernel
+
+for kind, tiles in (("nvfp4-divide", 1), ("nvfp4-multiply", 4)):
+    constant = {"N": 2560, "K": 9728, "KIND": kind, "BIAS": True, **constants(2560, 9728, tiles)}
+    pointers = {
+        **dict.fromkeys(("x", "bias", "y"), "*bf16"), "words": "*i32", "scales": "*i16",
+        "whole": "*fp32", "partial": "*fp32", "arrivals": "*i32",
+    }
+    signature = pointers | {"M": "i32"} | dict.fromkeys(constant, "constexpr")
+    names = decode_nvfp4_kernel.arg_names
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in pointers}
+    named = {(names.index(name),): value for name, value in constant.items()}
+    source = GluonASTSource(decode_nvfp4_kernel, signature, named, aligned)
+    options = {"num_warps": WARPS, "maxnreg": 128}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    assert 2 * compiled.metadata.shared <= 232448, compiled.metadata.shared  # two programs a multiprocessor
+    Path(sys.argv[1], f"{tiles}.ptx").write_text(compiled.asm["ptx"])
+"""
+
+
+@pytest.mark.parametrize(
+    "code, cuts", [(COMPILE, 2), (COMPILE_W8A8, 2), (COMPILE_NVFP4, 2)], ids=["int4", "w8a8", "nvfp4"]
+)
 def test_for_hopper_the_products_neither_spill_nor_serialise(tmp_path, code, cuts):
     triton = pytest.importorskip("triton")
     environment = os.environ | {"PYTHONPATH": str(ROOT / "kernels"), "TRITON_CACHE_DIR": str(tmp_path)}
