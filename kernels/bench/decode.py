@@ -66,7 +66,7 @@ def rows_of(spec: FormatSpec, out: int, width: int) -> list[Row]:
 def warm(worker: str) -> None:
     for spec, (out, width) in share(list(itertools.product(SPECS, SHAPES)), worker):
         packed = random_packed(spec, out, width)
-        for m in (16, 32, 64):
+        for m in (1, 16, 32, 64):
             linear(torch.randn(m, width, device="cuda").bfloat16(), packed)
     torch.cuda.synchronize()
 

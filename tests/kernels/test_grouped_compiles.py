@@ -88,9 +88,36 @@ for span in (1, 2):
 """
 
 
+COMPILE_NVFP4 = """
+import sys
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon._runtime import GluonASTSource
+from orbit_kernels.fast.decode_nvfp4 import WARPS, constants, decode_nvfp4_kernel
+
+for kind, tiles in (("nvfp4-divide", 1), ("nvfp4-multiply", 4)):
+    constant = {"N": 2560, "K": 9728, "KIND": kind, "BIAS": True, **constants(2560, 9728, tiles)}
+    pointers = {
+        **dict.fromkeys(("x", "bias", "y"), "*bf16"), "words": "*i32", "scales": "*i16",
+        "whole": "*fp32", "partial": "*fp32", "arrivals": "*i32",
+    }
+    signature = pointers | {"M": "i32"} | dict.fromkeys(constant, "constexpr")
+    names = decode_nvfp4_kernel.arg_names
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in pointers}
+    named = {(names.index(name),): value for name, value in constant.items()}
+    source = GluonASTSource(decode_nvfp4_kernel, signature, named, aligned)
+    options = {"num_warps": WARPS, "maxnreg": 128}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    assert 2 * compiled.metadata.shared <= 232448, compiled.metadata.shared  # two programs a multiprocessor
+    Path(sys.argv[1], f"{tiles}.ptx").write_text(compiled.asm["ptx"])
+"""
+
+
 CASES = {
     "int4": (COMPILE, "int4", "32"), "mxfp4": (COMPILE, "mxfp4", "32"), "nvfp4": (COMPILE, "nvfp4-divide", "16"),
-    "fp8": (COMPILE, "fp8", "128"), "w8a8": (COMPILE_W8A8,),
+    "fp8": (COMPILE, "fp8", "128"), "w8a8": (COMPILE_W8A8,), "decode nvfp4": (COMPILE_NVFP4,),
 }  # fmt: skip
 
 

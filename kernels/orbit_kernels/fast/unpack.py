@@ -5,14 +5,20 @@
 Codes come sixteen bits at a time ("pieces": 4 codes of four bits or 2 of eight), and a piece in a tile of pieces gives
 an element in each of 4 or 2 tiles. The instructions work on a 32-bit word, that is on two neighbouring pieces at once:
 
-    int4    OR 0x4300 under a code: the bfloat16 number 128 + code; minus 136, times the scale
+    int4    a masked code c is the bfloat16 number c * 2^-133 (or, four bits higher, 2^-129), subnormals included; one
+            fused operation, c * scale - 8 * scale, rounds once
     e2m1    a multiplication by 2^6 + 2^12 copies a code to two places, a mask keeps the sign of one and the rest of the
-            other: the bfloat16 number code * 2^-126 (subnormals included); times 2^126, times the scale
+            other: the bfloat16 number code * 2^-126 (subnormals included); times the scale
     e4m3    the hardware's conversion to float16, then float32 arithmetic
+
+The scale carries the power of two that makes the number whole again. A scale times 2^133 would be too large for
+bfloat16, so weights of four bits come out as W * 2^-32, which is exact for scales from 2^-90 to 2^25 (larger ones
+overflow to infinity, not to a wrong number); `GROWN` undoes it in the sum.
 
 All of it is exact but for the one rounding that `dequantize` has too. Where the scale is a float32 number s that
 bfloat16 does not hold (NVFP4), `split` gives two bfloat16 numbers, high and low, that do as well:
-code * high + code * low rounds to the same bfloat16 number as code * s, for every code of E2M1.
+code * high + code * low rounds to the same bfloat16 number as code * s, for every code of E2M1. A scale of E4M3 is
+m * 2^e with m of 0 to 15, so sixteen pairs, one a lane, are all there are but for powers of two; a warp hands them out.
 """
 
 from __future__ import annotations
@@ -20,7 +26,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .dequantize import _e4m3, number, wide_scale
+from .dequantize import number, wide_scale
+
+GROWN = tl.constexpr(2.0**32)  # what a sum of products with four-bit weights is multiplied by (where ASM)
 
 
 @triton.jit
@@ -45,15 +53,13 @@ def weight_tile(pieces, scale, whole, dtype: tl.constexpr, FORMAT: tl.constexpr,
             a2 = _plain(pieces, 8, wide, scale.dtype, dtype, FORMAT)
             a3 = _plain(pieces, 12, wide, scale.dtype, dtype, FORMAT)
         elif FORMAT == "int4":
-            a0, a1, a2, a3 = _int4_asm(pieces, spread(scale, ROWS, PIECES))
+            by, sixteenth, less = _factors(scale)
+            by, sixteenth, less = spread(by, ROWS, PIECES), spread(sixteenth, ROWS, PIECES), spread(less, ROWS, PIECES)
+            a0, a1, a2, a3 = _int4_asm(pieces, by, sixteenth, less)
         elif FORMAT == "mxfp4":
             a0, a1, a2, a3 = _e2m1_asm(pieces, spread(_power_of_two(scale), ROWS, PIECES))
         else:
-            if FORMAT == "nvfp4-divide":
-                wide = _quotient(_e4m3(scale.to(tl.int32)), tl.load(whole))
-            else:
-                wide = wide_scale(scale, whole, FORMAT)
-            a0, a1, a2, a3 = _e2m1_split_asm(pieces, spread(split(wide), ROWS, PIECES))
+            a0, a1, a2, a3 = _e2m1_split_asm(pieces, spread(_pair(scale, pairs_of(whole, FORMAT)), ROWS, PIECES))
         # [row, piece, high bit, low bit] of the place in a piece
         return tl.reshape(tl.permute(tl.join(tl.join(a0, a2), tl.join(a1, a3)), [0, 2, 3, 1]), [ROWS, PIECES * 4])
 
@@ -76,29 +82,46 @@ def _plain(pieces, shift, wide, scale_dtype: tl.constexpr, dtype: tl.constexpr, 
 
 @triton.jit
 def _power_of_two(exponent):
-    """E8M0 -> bfloat16, exact: 2^-127 is subnormal, 255 is NaN."""
+    """E8M0 -> bfloat16 2^94 times as large, infinity from 2^34 on."""
+    field = tl.minimum(exponent.to(tl.int32), 161) + 94
+    return (field << 7).to(tl.int16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def pairs_of(whole, FORMAT: tl.constexpr):
+    """In lane m (of 16): the pair of m / whole, or of m * whole."""
+    m = (_lane() & 15).to(tl.float32)
+    if FORMAT == "nvfp4-divide":
+        return split(_quotient(m, tl.load(whole)))
+    else:
+        return split(m * tl.load(whole))
+
+
+@triton.jit
+def _lane():
+    return tl.inline_asm_elementwise("mov.u32 $0, %laneid;", "=r", [], dtype=tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
+def _pair(scale, pairs):
+    """E4M3 (positive) -> the pair of scale / whole, 2^94 times as large: m's from the lane that has it, times 2^e."""
     return tl.inline_asm_elementwise(
         """{
-        .reg .b32 a, b, floor;
-        mov.b32 floor, 0x00400040;
-        prmt.b32 a, $2, 0, 0x4140;
-        prmt.b32 b, $2, 0, 0x4342;
-        add.u32 $0, a, 0x00010001;
-        add.u32 $1, b, 0x00010001;
-        shl.b32 a, a, 7;
-        shl.b32 b, b, 7;
-        max.u16x2 a, a, floor;
-        max.u16x2 b, b, floor;
-        shr.b32 $0, $0, 2;
-        shr.b32 $1, $1, 2;
-        lop3.b32 $0, $0, floor, a, 0xEA;
-        lop3.b32 $1, $1, floor, b, 0xEA;
+        .reg .b32 m, e;
+        and.b32 m, $1, 7;
+        or.b32 m, m, 8;
+        min.u32 m, m, $1;
+        shr.u32 e, $1, 3;
+        max.u32 e, e, 1;
+        mad.lo.u32 e, e, 0x00800080, 0x69806980;
+        shfl.sync.idx.b32 m, $2, m, 31, -1;
+        mul.rn.bf16x2 $0, m, e;
         }""",
-        "=&r,=&r,r",
-        [exponent],
-        dtype=tl.bfloat16,
-        is_pure=True,
-        pack=4,
+        "=r,r,r",
+        [scale.to(tl.int32), pairs],
+        dtype=tl.int32,
+        is_pure=False,  # in name only: the compiler would otherwise repeat it in every thread that needs the scale
+        pack=1,
     )
 
 
@@ -137,29 +160,44 @@ def split(s):
 
 
 @triton.jit
-def _int4_asm(pieces, scale):
+def _factors(scale):
+    """A bfloat16 scale times 2^101, 2^97 and -2^-29 (Triton makes a bfloat16 constant that small zero)."""
     return tl.inline_asm_elementwise(
         """{
-        .reg .b32 u, bias;
-        mov.b32 bias, 0x43084308;
-        lop3.b32 $0, $4, 0x000F000F, 0x43004300, 0xEA;
-        shr.b32 u, $4, 4;
-        lop3.b32 $1, u, 0x000F000F, 0x43004300, 0xEA;
-        shr.b32 u, $4, 8;
-        lop3.b32 $2, u, 0x000F000F, 0x43004300, 0xEA;
-        shr.b32 u, $4, 12;
-        lop3.b32 $3, u, 0x000F000F, 0x43004300, 0xEA;
-        sub.rn.bf16x2 $0, $0, bias;
-        sub.rn.bf16x2 $1, $1, bias;
-        sub.rn.bf16x2 $2, $2, bias;
-        sub.rn.bf16x2 $3, $3, bias;
-        mul.rn.bf16x2 $0, $0, $5;
-        mul.rn.bf16x2 $1, $1, $5;
-        mul.rn.bf16x2 $2, $2, $5;
-        mul.rn.bf16x2 $3, $3, $5;
+        .reg .b16 by;
+        mov.b16 by, 0x7200;
+        mul.rn.bf16 $0, $3, by;
+        mov.b16 by, 0x7000;
+        mul.rn.bf16 $1, $3, by;
+        mov.b16 by, 0xB100;
+        mul.rn.bf16 $2, $3, by;
         }""",
-        "=&r,=&r,=&r,=&r,r,r",
-        [pieces, scale],
+        "=&h,=&h,=&h,h",
+        [scale],
+        dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def _int4_asm(pieces, scale, sixteenth, less):
+    """less: -8 times the scale. Codes 0 and 2 of a piece take `scale`, codes 1 and 3, four bits higher, `sixteenth`."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 u, c;
+        shr.b32 u, $4, 8;
+        and.b32 c, $4, 0x000F000F;
+        fma.rn.bf16x2 $0, c, $5, $7;
+        and.b32 c, $4, 0x00F000F0;
+        fma.rn.bf16x2 $1, c, $6, $7;
+        and.b32 c, u, 0x000F000F;
+        fma.rn.bf16x2 $2, c, $5, $7;
+        and.b32 c, u, 0x00F000F0;
+        fma.rn.bf16x2 $3, c, $6, $7;
+        }""",
+        "=&r,=&r,=&r,=&r,r,r,r,r",
+        [pieces, scale, sixteenth, less],
         dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
         is_pure=True,
         pack=2,
@@ -170,28 +208,23 @@ def _int4_asm(pieces, scale):
 def _e2m1_asm(pieces, scale):
     return tl.inline_asm_elementwise(
         """{
-        .reg .b32 u, e, lift;
-        mov.b32 lift, 0x7E807E80;
+        .reg .b32 u, e;
         shr.b32 u, $4, 8;
         and.b32 e, $4, 0x000F000F;
         mul.lo.u32 e, e, 0x1040;
         and.b32 e, e, 0x81C081C0;
-        mul.rn.bf16x2 e, e, lift;
         mul.rn.bf16x2 $0, e, $5;
         and.b32 e, $4, 0x00F000F0;
         mul.lo.u32 e, e, 0x104;
         and.b32 e, e, 0x81C081C0;
-        mul.rn.bf16x2 e, e, lift;
         mul.rn.bf16x2 $1, e, $5;
         and.b32 e, u, 0x000F000F;
         mul.lo.u32 e, e, 0x1040;
         and.b32 e, e, 0x81C081C0;
-        mul.rn.bf16x2 e, e, lift;
         mul.rn.bf16x2 $2, e, $5;
         and.b32 e, u, 0x00F000F0;
         mul.lo.u32 e, e, 0x104;
         and.b32 e, e, 0x81C081C0;
-        mul.rn.bf16x2 e, e, lift;
         mul.rn.bf16x2 $3, e, $5;
         }""",
         "=&r,=&r,=&r,=&r,r,r",
@@ -206,33 +239,28 @@ def _e2m1_asm(pieces, scale):
 def _e2m1_split_asm(pieces, pairs):
     return tl.inline_asm_elementwise(
         """{
-        .reg .b32 u, e, lift, high, low;
+        .reg .b32 u, e, high, low;
         prmt.b32 high, $5, $5, 0x1010;
         prmt.b32 low, $5, $5, 0x3232;
-        mov.b32 lift, 0x7E807E80;
         shr.b32 u, $4, 8;
         and.b32 e, $4, 0x000F000F;
         mul.lo.u32 e, e, 0x1040;
         and.b32 e, e, 0x81C081C0;
-        mul.rn.bf16x2 e, e, lift;
         mul.rn.bf16x2 $0, e, low;
         fma.rn.bf16x2 $0, e, high, $0;
         and.b32 e, $4, 0x00F000F0;
         mul.lo.u32 e, e, 0x104;
         and.b32 e, e, 0x81C081C0;
-        mul.rn.bf16x2 e, e, lift;
         mul.rn.bf16x2 $1, e, low;
         fma.rn.bf16x2 $1, e, high, $1;
         and.b32 e, u, 0x000F000F;
         mul.lo.u32 e, e, 0x1040;
         and.b32 e, e, 0x81C081C0;
-        mul.rn.bf16x2 e, e, lift;
         mul.rn.bf16x2 $2, e, low;
         fma.rn.bf16x2 $2, e, high, $2;
         and.b32 e, u, 0x00F000F0;
         mul.lo.u32 e, e, 0x104;
         and.b32 e, e, 0x81C081C0;
-        mul.rn.bf16x2 e, e, lift;
         mul.rn.bf16x2 $3, e, low;
         fma.rn.bf16x2 $3, e, high, $3;
         }""",
