@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["cluster.fixtures"]
-LONGEST = ("test_scenarios.py", "test_demo.py")
+LONGEST = ("test_scenarios.py", "test_demo.py", "test_doctor.py", "test_retrain.py", "test_local_model.py")
 
 # No example is measured by the clock: CI's two cores have others to serve.
 settings.register_profile("orbit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -26,7 +26,8 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes minutes begins, so that nothing is left to be waited for alone."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.fixture(scope="session")

@@ -176,7 +176,7 @@ def main() -> None:
         figures[f"quantize {name}"], output = stepped("quantize", "base", base, work, precision={"format": name})
         time.sleep(SETTLED_SECONDS)
         digest_path(output)
-        if name in ("fp8", "int4"):
+        if name in ("bf16", "fp8", "int4"):
             figures[f"convert {name}"], _ = stepped("convert", "quantized", output, work)
         shutil.rmtree(work / "store")
     shutil.rmtree(base)
