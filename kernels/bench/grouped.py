@@ -25,7 +25,7 @@ from orbit_kernels import dequantize as reference_dequantize
 from orbit_kernels.fast import dequantize, grouped_product
 from orbit_kernels.fast.dispatch import named
 from orbit_kernels.fast.grouped_packed import grouped_packed
-from orbit_kernels.fast.packed_product import Cut
+from orbit_kernels.fast.packed_launch import Cut
 
 EXPERTS, ACTIVE = 384, 8
 SHAPES = [(2048, 7168), (7168, 2048)]

@@ -36,7 +36,7 @@ from orbit_kernels.fast import dense
 from orbit_kernels.fast.decode import MAX_TOKENS, decode
 from orbit_kernels.fast.dense_packed import dense_packed
 from orbit_kernels.fast.dispatch import named
-from orbit_kernels.fast.packed_product import Cut
+from orbit_kernels.fast.packed_launch import Cut
 from torch.nn import functional as F
 
 TILES = [(128, 256, 128), (128, 128, 64), (128, 64, 64)]  # outs, block, short; 256 outs were never the fastest

@@ -13,7 +13,7 @@ from orbit_kernels.fast.decode import MAX_TOKENS
 from orbit_kernels.fast.dense_packed import dense_packed, supports
 from orbit_kernels.fast.dispatch import choose, few, named
 from orbit_kernels.fast.dispatch_table import TABLE
-from orbit_kernels.fast.packed_product import Cut
+from orbit_kernels.fast.packed_launch import Cut
 from random_weights import FUSED, extremes, random_packed
 
 CUTS = [Cut(128, 64, 64), Cut(128, 128, 64), Cut(128, 256, 128), Cut(256, 64, 64), Cut(256, 128, 128)]

@@ -9,7 +9,7 @@ from orbit_kernels import FORMATS, PackedStack, dequantize, grouped_linear, oft
 from orbit_kernels.fast import cayley, grouped_bf16, grouped_packed
 from orbit_kernels.fast.dispatch import named
 from orbit_kernels.fast.grouped import grouped_product, supports
-from orbit_kernels.fast.packed_product import Cut
+from orbit_kernels.fast.packed_launch import Cut
 from orbit_kernels.fast.schedule import schedule
 from random_weights import FUSED, extremes, random_packed, stack_of
 

@@ -23,7 +23,8 @@ from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 from orbit_kernels.fast.packed_pieces import WARPS, layouts
-from orbit_kernels.fast.packed_product import Cut, packed_product
+from orbit_kernels.fast.packed_launch import Cut
+from orbit_kernels.fast.packed_product import packed_product
 
 kind, group = sys.argv[2], int(sys.argv[3])
 per = 4 if kind == "fp8" else 8

@@ -34,6 +34,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..formats import PackedWeight
 from .beside import overlapping
+from .decode_ptx import await_count, eight, factors, multiply, paired, prefetch
 from .dequantize import operands
 from .unpack import GROWN, pairs_of
 from .workspace import arrival_counters
@@ -88,134 +89,6 @@ def _operand(a, b, c, d, sums: gl.constexpr):
 
 
 @gluon.jit
-def _factors(code, pairs):
-    """An E4M3 scale -> the high and the low number of its quotient, each twice in a word. See `unpack._pair`."""
-    return gl.inline_asm_elementwise(
-        """{
-        .reg .b32 m, e;
-        and.b32 m, $2, 7;
-        or.b32 m, m, 8;
-        min.u32 m, m, $2;
-        shr.u32 e, $2, 3;
-        max.u32 e, e, 1;
-        mad.lo.u32 e, e, 0x00800080, 0x69806980;
-        shfl.sync.idx.b32 m, $3, m, 31, -1;
-        mul.rn.bf16x2 m, m, e;
-        prmt.b32 $0, m, m, 0x1010;
-        prmt.b32 $1, m, m, 0x3232;
-        }""",
-        "=&r,=&r,r,r",
-        [code, pairs],
-        dtype=(gl.int32, gl.int32),
-        is_pure=True,
-        pack=1,
-    )
-
-
-def _instructions() -> str:
-    """Word $4 of eight E2M1 codes -> four pairs, times the factors $5 and $6."""
-    pairs = (
-        f"and.b32 e, {word}, {mask}; mul.lo.u32 e, e, {spread}; and.b32 e, e, 0x81C081C0;"
-        f"mul.rn.bf16x2 ${i}, e, $6; fma.rn.bf16x2 ${i}, e, $5, ${i};"
-        for i, (word, mask, spread) in enumerate(
-            (word, *place) for word in ("$4", "u") for place in (("0x000F000F", "0x1040"), ("0x00F000F0", "0x104"))
-        )
-    )
-    return "{ .reg .b32 u, e; shr.b32 u, $4, 8;" + "".join(pairs) + "}"
-
-
-_INSTRUCTIONS = gl.constexpr(_instructions())
-
-
-@gluon.jit
-def _eight(word, high, low):
-    """A word of eight codes -> weights (0, 4), (1, 5), (2, 6), (3, 7)."""
-    return gl.inline_asm_elementwise(
-        _INSTRUCTIONS,
-        "=&r,=&r,=&r,=&r,r,r,r",
-        [word, high, low],
-        dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
-        is_pure=True,
-        pack=1,
-    )
-
-
-@gluon.jit
-def _multiply(first, second, x, acc):
-    """Two products of 16 columns: the left operands' four registers each, the right ones' two and two."""
-    return gl.inline_asm_elementwise(
-        """
-        mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32
-            {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$12, $13}, {$16, $17, $18, $19};
-        mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32
-            {$0, $1, $2, $3}, {$8, $9, $10, $11}, {$14, $15}, {$0, $1, $2, $3};
-        """,
-        "=&f,=&f,=&f,=&f,r,r,r,r,r,r,r,r,r,r,r,r,f,f,f,f",
-        [first, second, x, acc],
-        dtype=gl.float32,
-        is_pure=True,
-        pack=4,
-    )
-
-
-@gluon.jit
-def _prefetch(at, size):
-    """Asks for `size` bytes (a multiple of 16, or none) from each address to come to the L2 cache."""
-    gl.inline_asm_elementwise(
-        """{
-        .reg .pred some;
-        setp.gt.s32 some, $2, 0;
-        @some cp.async.bulk.prefetch.L2.global [$1], $2;
-        mov.b32 $0, 0;
-        }""",
-        "=r,l,r",
-        [at.to(gl.int64), size],
-        dtype=gl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@gluon.jit
-def _await(flag, expected):
-    """Returns when `expected` programs have announced themselves; what they wrote before may be read."""
-    gl.inline_asm_elementwise(
-        """{
-        .reg .pred early;
-        .reg .u32 seen;
-        again:
-        ld.acquire.gpu.global.u32 seen, [$1];
-        setp.lt.u32 early, seen, $2;
-        @early bra again;
-        mov.b32 $0, 0;
-        }""",
-        "=r,l,r,~{memory}",
-        [flag.to(gl.int64), expected],
-        dtype=gl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@gluon.jit
-def _paired(words):
-    """Columns (0, 1), (2, 3), (4, 5), (6, 7) -> (0, 4), (1, 5), (2, 6), (3, 7)."""
-    return gl.inline_asm_elementwise(
-        """
-        prmt.b32 $0, $4, $6, 0x5410;
-        prmt.b32 $1, $4, $6, 0x7632;
-        prmt.b32 $2, $5, $7, 0x5410;
-        prmt.b32 $3, $5, $7, 0x7632;
-        """,
-        "=&r,=&r,=&r,=&r,r,r,r,r",
-        [words],
-        dtype=gl.int32,
-        is_pure=True,
-        pack=4,
-    )
-
-
-@gluon.jit
 def _bring(x, x_ring, first, last, M, K: gl.constexpr, TOGETHER: gl.constexpr, copied: gl.constexpr):
     """x of units first..last to shared memory, TOGETHER units at a time, in the order in which threads read it."""
     STEPS: gl.constexpr = K // 128
@@ -229,7 +102,7 @@ def _bring(x, x_ring, first, last, M, K: gl.constexpr, TOGETHER: gl.constexpr, c
     )
     for i in gl.static_range(ROUNDS):
         unit = first + i * TOGETHER + _axis(TOGETHER, 0, copied)
-        part = _paired(gl.load(at + unit % STEPS * 64, mask=(token < M) & (unit < last), other=0))
+        part = paired(gl.load(at + unit % STEPS * 64, mask=(token < M) & (unit < last), other=0))
         # [unit, eight tokens, of them, quarter of the columns, eight of the quarter, pair] -> [.., that, lane, ..]
         part = gl.reshape(part, [TOGETHER, TILES, 8, 4, 4, 4]).permute([0, 4, 2, 3, 1, 5])
         rounds.index(i).store(gl.reshape(part, [TOGETHER, 128, TILES, 4]))
@@ -262,13 +135,13 @@ def _add_unit(
     row, below = _four(words, threads), _four(words_below, threads)
     both, both_below = scales.to(gl.int32), scales_below.to(gl.int32)
     for half in gl.static_range(2):
-        high, low = _factors((both >> half * 8) & 0xFF, pairs)
-        high_below, low_below = _factors((both_below >> half * 8) & 0xFF, pairs)
+        high, low = factors((both >> half * 8) & 0xFF, pairs)
+        high_below, low_below = factors((both_below >> half * 8) & 0xFF, pairs)
         for i in gl.static_range(2):
-            a0, a1, a2, a3 = _eight(row[half * 2 + i], high, low)
-            b0, b1, b2, b3 = _eight(below[half * 2 + i], high_below, low_below)
+            a0, a1, a2, a3 = eight(row[half * 2 + i], high, low)
+            b0, b1, b2, b3 = eight(below[half * 2 + i], high_below, low_below)
             x = x_of_unit.slice((half * 2 + i) * 32, 32, dim=0).load(gl.SliceLayout(0, sums))
-            acc = _multiply(
+            acc = multiply(
                 _operand(a0, b0, a1, b1, sums).broadcast_to(acc.shape),
                 _operand(a2, b2, a3, b3, sums).broadcast_to(acc.shape),
                 gl.expand_dims(x, 0).broadcast_to(acc.shape),
@@ -357,7 +230,7 @@ def decode_nvfp4_kernel(
     one = warp % 4 * 32 + lane
     begin = gl.where(warp < 4, first, ends)
     size = gl.where(warp < 4, ends - first, gl.minimum(last - ends, STEPS)) + one * 0
-    _prefetch(words + ((begin // STEPS * 128 + one) * (K // 8) + begin % STEPS * 16), size * 64)
+    prefetch(words + ((begin // STEPS * 128 + one) * (K // 8) + begin % STEPS * 16), size * 64)
     gdc_launch_dependents()
     gdc_wait()
 
@@ -397,7 +270,7 @@ def decode_nvfp4_kernel(
         gl.atomic_add(arrivals + last // STEPS, 1, sem="release", scope="gpu")
     for tile in range(first // STEPS, last // STEPS):
         before = program - _program_of(tile * STEPS, UNITS, PROGRAMS)
-        _await(arrivals + tile, before)
+        await_count(arrivals + tile, before)
         _finish(partial, tile * SLOTS, before + 1, acc, bias, y, tile, token, M, N, BIAS, sums)
         _barrier()  # nobody waits any more
         gl.store(arrivals + tile, 0)  # ready for the next launch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..formats import PackedWeight
-from .packed_product import Cut, multiply, supports
+from .packed_launch import Cut, multiply, supports
 
 __all__ = ["dense_packed", "supports"]
 

@@ -18,8 +18,8 @@ from .decode import MAX_TOKENS
 from .decode import supports as decode_supports
 from .dense_packed import supports as fused_supports
 from .dispatch_table import TABLE
+from .packed_launch import Cut
 from .packed_pieces import STEP
-from .packed_product import Cut
 
 _MULTIPROCESSORS = 132  # of an H100 or H200; a constant, so that bits do not depend on the card
 Way = Literal["decode", "scratch"] | Cut

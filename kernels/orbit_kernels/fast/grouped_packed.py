@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..formats.stack import PackedStack
-from .packed_product import Cut, multiply, supports
+from .packed_launch import Cut, multiply, supports
 from .schedule import schedule
 
 __all__ = ["grouped_packed", "supports"]

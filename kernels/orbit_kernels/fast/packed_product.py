@@ -21,11 +21,6 @@ Written in Gluon, Triton's lower floor, which has no interpreter: on a CPU `grou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
-
-import torch
-from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
@@ -36,40 +31,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from ..formats import PackedWeight
-from ..formats.stack import PackedStack
 from . import packed_scales
-from .dequantize import operands
-from .nvfp4_lookup import ENTRIES, fill, own, undoing
-from .packed_pieces import STEP, WARPS, layouts, piece_of, turned_piece_of
-from .workspace import arrival_counters
+from .nvfp4_lookup import fill, own, undoing
+from .packed_pieces import piece_of, turned_piece_of
 
-_ROOM = 226_000  # bytes of shared memory
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # its name changed between releases of Triton
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How a product is cut. `parts` decides its bits."""
-
-    outs: int  # outputs of a tile: 128, 256
-    block: int  # rows of x of a tile: 64, 128, 256; outs * block at most 32768
-    short: int  # height of a group's last tile where that is enough
-    parts: int = 1  # of the sum
-
-    def stages(self, kind: str, group: int, turned: bool) -> int:
-        """Steps in flight."""
-        words = self.outs * STEP // (1 if kind == "fp8" else 2)
-        scales = STEP * max(4, self.outs // group * (2 if kind == "int4" else 1)) if by_ring(kind, turned) else 0
-        stage = self.block * STEP * 2 + words + scales + 16
-        return min(8, (_ROOM - self.block * self.outs * 2) // stage)
-
-
-def by_ring(kind: str, turned: bool) -> bool:
-    """Whether the copying warp brings scales beside the codes."""
-    return turned and kind != "fp8"
 
 
 @gluon.jit
@@ -358,66 +325,3 @@ def packed_product(
         [1],
         [40],
     )  # fmt: skip
-
-
-@cache
-def _multiprocessors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
-
-
-def supports(weights: PackedWeight | PackedStack) -> bool:
-    """Whether the copy engine and the tiles take this weight or stack (some rows given)."""
-    (out, width), spec = weights.shape, weights.spec
-    if spec.name == "bf16" or out % 128 or width % 128:
-        return False
-    if spec.name == "fp8":
-        return weights.block == (128, 128)
-    if spec.name == "int4":
-        paired = spec.group_size < 128 or width % 256 == 0
-        return weights.tensors["weight_scale"].dtype == torch.bfloat16 and spec.group_size in (32, 64, 128) and paired
-    return True
-
-
-def multiply(
-    x: Tensor, weights: PackedWeight | PackedStack, turned: bool, cut: Cut,
-    bias: Tensor | None = None, table: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """bf16 x[rows, in] -> x W^T + bias [rows, out]; turned: dy[rows, out] -> dy W [rows, in].
-
-    weights   what `supports` accepts; what comes out is a multiple of cut.outs
-    table     of `schedule` for cut.block, when rows belong to the experts of a stack (one part)
-    """
-    (out, width), group = weights.shape, weights.block[1]
-    codes, scales, per_tensor, kind = operands(weights.spec, weights.tensors)
-    x, codes, scales = (
-        each if each.data_ptr() % 16 == 0 else each.clone() for each in (x, codes.contiguous(), scales.contiguous())
-    )
-    words = codes.view(torch.int32).view(-1, width // (4 if kind == "fp8" else 8))
-    made, length = (width, out) if turned else (out, width)
-    y = torch.empty(x.shape[0], made, dtype=x.dtype, device=x.device)
-    tiles = made // cut.outs
-    high = -(-x.shape[0] // cut.block) if table is None else table.shape[0]
-    items = high * tiles * cut.parts
-    programs = min(items, _multiprocessors(x.device.index))
-    whole, lookup = scales, words
-    if kind.startswith("nvfp4"):
-        whole, lookup = per_tensor.contiguous(), torch.empty(programs, ENTRIES, dtype=torch.int64, device=x.device)
-    partial, arrivals = y, y
-    if cut.parts > 1:
-        partial = torch.empty(items * cut.outs * cut.block, dtype=torch.float32, device=x.device)
-        arrivals = arrival_counters(high * tiles, x.device)
-    per = width // words.shape[1]
-    tile = [STEP, cut.outs // per] if turned else [cut.outs, STEP // per]
-    x_tiles, x_short_tiles = (
-        TensorDescriptor.from_tensor(x, [rows, STEP], gl.NVMMASharedLayout(128, 16, 2))
-        for rows in (cut.block, cut.short)
-    )
-    word_tiles = TensorDescriptor.from_tensor(words, tile, gl.NVMMASharedLayout(min(128, tile[1] * 4), 32, 2))
-    packed_product[(programs,)](
-        x_tiles, x_short_tiles, word_tiles, scales, whole, lookup, y if bias is None else bias, y,
-        partial, arrivals, y if table is None else table,
-        x.shape[0], items, tiles, length // STEP, cut.parts, out, width,
-        kind, group, turned, table is not None, cut.parts > 1, bias is not None, cut.stages(kind, group, turned),
-        **layouts(cut.block, cut.short, cut.outs, kind, group, turned), num_warps=WARPS,
-    )  # fmt: skip
-    return y
