@@ -9,9 +9,9 @@ process has written stays in the memory of its machine; a machine that loses pow
 So every line counts while the machine has not been started anew, and afterwards only those whose files are whole: a
 file is on the disk before the ledger calls it whole. A line that was cut off ends the ledger.
 
-What is written goes to the disk meanwhile, about once a second, so that a file that is full has little to wait for. It
-is read once more, by another thread while the next one is filled, for the sha256 that publishing needs; then it is
-linked, not moved, to where it is to be published from, so that a try that dies while it publishes leaves it here.
+Whole files are read once more, by a second thread while the next ones are filled, for the sha256 that publishing needs;
+then they are linked, not moved, to where they are to be published from, so that a try that dies while it publishes
+leaves them here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import json
 import os
 import shutil
 import threading
-import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -32,7 +31,6 @@ from orbit_core.store.digests import sha256_file
 from orbit_core.store.folder import NO_LINKS
 
 LEDGER, PART = "ledger", ".part"
-FLUSH_SECONDS = 1.0
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -43,9 +41,8 @@ class Growing:
         self.folder = folder
         self.units: dict[str, dict[str, Any]] = {}  # done, by this try or an earlier one -> what was noted about it
         self.digests: dict[str, str] = {}  # whole file -> sha256
-        self._hashing, self._disk = (ThreadPoolExecutor(1, f"growing-{task}") for task in ("hash", "disk"))
-        self._others: list[Future[None]] = []  # what those two are doing
-        self._flushed = time.monotonic()
+        self._thread: ThreadPoolExecutor | None = None
+        self._finishing: list[Future[None]] = []
         self._lock = threading.Lock()
         self._ledger = -1
 
@@ -71,26 +68,26 @@ class Growing:
         entry = {"unit": unit, "files": files, **facts}
         self._append(entry)
         self.units[unit] = entry
-        if files and time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self._beside(self._disk.submit(make_durable, self.part(files[-1])))
-            self._flushed = time.monotonic()
 
     def finish(self, file: str) -> None:
         """`file` is filled and closed; the rest is done beside what comes next."""
-        on_disk = self._disk.submit(make_durable, self.part(file))
-        self._beside(self._hashing.submit(self._finish, file, on_disk))
+        for future in self._finishing:
+            if future.done():
+                future.result()
+        self._thread = self._thread or ThreadPoolExecutor(1, "whole-files")
+        self._finishing.append(self._thread.submit(self._finish, file))
 
     def close(self) -> None:
         """Let go; what is there stays."""
-        for pool in (self._hashing, self._disk):
-            pool.shutdown(wait=True, cancel_futures=True)
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
         if self._ledger >= 0:
             os.close(self._ledger)
             self._ledger = -1
 
     def hand_over(self, directory: Path) -> None:
         """All files, whole, under their names in `directory`. Raises what the other thread has met."""
-        for future in self._others:
+        for future in self._finishing:
             future.result()
         self.close()
         lacking = {file for entry in self.units.values() for file in entry["files"]} - set(self.digests)
@@ -109,17 +106,10 @@ class Growing:
         self._take_over()
         self._ledger = os.open(self.folder / LEDGER, os.O_WRONLY | os.O_APPEND)
 
-    def _beside(self, future: Future[None]) -> None:
-        """Remember what another thread does; raises what they have met so far."""
-        for other in [each for each in self._others if each.done()]:
-            self._others.remove(other)
-            other.result()
-        self._others.append(future)
-
-    def _finish(self, file: str, on_disk: Future[None]) -> None:
+    def _finish(self, file: str) -> None:
         part = self.part(file)
         digest = sha256_file(part)
-        on_disk.result()
+        make_durable(part)
         size = part.stat().st_size
         self._append({"file": file, "sha256": digest, "size": size})
         make_durable(self.folder / LEDGER)  # it is read by whoever comes after a power cut

@@ -30,7 +30,7 @@ def half_done(tmp_path: Path) -> Path:
     growing.part("one").write_bytes(b"whole")
     growing.record("a", "one")
     growing.finish("one")
-    growing._others[0].result()
+    growing._finishing[0].result()
     growing.part("two").write_bytes(b"half")
     growing.record("b", "two", rows=3)
     growing.close()
@@ -53,34 +53,6 @@ def test_after_a_power_cut_only_whole_files_count(half_done: Path, monkeypatch: 
     growing = begun(half_done)
     assert list(growing.units) == ["a"] and list(growing.digests) == ["one"]
     assert sorted(path.name for path in half_done.iterdir()) == [LEDGER, "one"]
-
-
-def test_what_grows_goes_to_the_disk_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[str] = []
-    monkeypatch.setattr(module, "FLUSH_SECONDS", 0)
-    monkeypatch.setattr(module, "make_durable", lambda path: synced.append(path.name))
-    growing = begun(tmp_path / "unfinished")
-    growing.part("one").write_bytes(b"part")
-    for unit in ("a", "b"):
-        growing.record(unit, "one")
-    growing._disk.shutdown(wait=True)
-    assert synced[-2:] == ["one.part", "one.part"]
-
-
-def test_a_disk_that_fails_meanwhile_stops_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    growing = begun(tmp_path / "unfinished")
-    growing.part("one").write_bytes(b"part")
-    monkeypatch.setattr(module, "FLUSH_SECONDS", 0)
-
-    def failing(path: Path) -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(module, "make_durable", failing)
-    growing.record("a", "one")
-    growing._disk.shutdown(wait=True)
-    monkeypatch.undo()  # a second fsync of the same file would succeed: the kernel tells of an error once
-    with pytest.raises(OSError, match="Input/output error"):
-        growing.hand_over(tmp_path)
 
 
 def test_a_line_that_was_cut_off_does_not_count(half_done: Path) -> None:
