@@ -34,9 +34,10 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..formats import PackedWeight
 from .beside import MAX_RANK, arrive, fetch, finish, helping, keep, low_rank, overlapping, turn_few
-from .decode_nvfp4 import aligned, decode_nvfp4
+from .decode_nvfp4 import decode_nvfp4
 from .decode_nvfp4 import supports as goes_in_one_wave
 from .dequantize import operands
+from .launching import aligned
 from .rotate import BLOCK_SIZES
 from .unpack import GROWN, weight_tile
 from .workspace import arrival_counters

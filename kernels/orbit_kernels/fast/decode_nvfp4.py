@@ -33,9 +33,10 @@ from triton.experimental.gluon import language as gl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..formats import PackedWeight
-from .beside import overlapping
-from .decode_ptx import await_count, eight, factors, multiply, paired, prefetch
+from .beside import await_count, overlapping
+from .decode_ptx import eight, factors, multiply, paired, prefetch
 from .dequantize import operands
+from .launching import aligned, barrier
 from .unpack import GROWN, pairs_of
 from .workspace import arrival_counters
 
@@ -44,8 +45,6 @@ COLUMNS = 128
 WARPS = 8
 WAVE = 264  # programs: two a multiprocessor; a constant, so that bits do not depend on the card
 MOST = 6  # units of a program
-
-_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # its name changed between releases of Triton
 
 
 @gluon.constexpr_function
@@ -106,7 +105,7 @@ def _bring(x, x_ring, first, last, M, K: gl.constexpr, TOGETHER: gl.constexpr, c
         # [unit, eight tokens, of them, quarter of the columns, eight of the quarter, pair] -> [.., that, lane, ..]
         part = gl.reshape(part, [TOGETHER, TILES, 8, 4, 4, 4]).permute([0, 4, 2, 3, 1, 5])
         rounds.index(i).store(gl.reshape(part, [TOGETHER, 128, TILES, 4]))
-    _barrier()
+    barrier()
 
 
 @gluon.jit
@@ -265,14 +264,14 @@ def decode_nvfp4_kernel(
             K, UNITS, PROGRAMS, SLOTS, threads, sums,
         )  # fmt: skip
 
-    _barrier()  # every thread's sums are written before one thread announces them
+    barrier()  # every thread's sums are written before one thread announces them
     if last % STEPS != 0:
         gl.atomic_add(arrivals + last // STEPS, 1, sem="release", scope="gpu")
     for tile in range(first // STEPS, last // STEPS):
         before = program - _program_of(tile * STEPS, UNITS, PROGRAMS)
-        await_count(arrivals + tile, before)
+        await_count(arrivals + tile, before, True)
         _finish(partial, tile * SLOTS, before + 1, acc, bias, y, tile, token, M, N, BIAS, sums)
-        _barrier()  # nobody waits any more
+        barrier()  # nobody waits any more
         gl.store(arrivals + tile, 0)  # ready for the next launch
 
 
@@ -303,12 +302,6 @@ def supports(packed: PackedWeight) -> bool:
     """Whether it is NVFP4, and units cover it."""
     out, width = packed.shape
     return packed.spec.name == "nvfp4" and out % ROWS == 0 and width % 256 == 0
-
-
-def aligned(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of one that does not begin at 16 bytes."""
-    tensor = tensor.contiguous()
-    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 def decode_nvfp4(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tensor:

@@ -98,27 +98,6 @@ def prefetch(at, size):
 
 
 @gluon.jit
-def await_count(flag, expected):
-    """Returns when `expected` programs have announced themselves; what they wrote before may be read."""
-    gl.inline_asm_elementwise(
-        """{
-        .reg .pred early;
-        .reg .u32 seen;
-        again:
-        ld.acquire.gpu.global.u32 seen, [$1];
-        setp.lt.u32 early, seen, $2;
-        @early bra again;
-        mov.b32 $0, 0;
-        }""",
-        "=r,l,r,~{memory}",
-        [flag.to(gl.int64), expected],
-        dtype=gl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@gluon.jit
 def paired(words):
     """Columns (0, 1), (2, 3), (4, 5), (6, 7) -> (0, 4), (1, 5), (2, 6), (3, 7)."""
     return gl.inline_asm_elementwise(

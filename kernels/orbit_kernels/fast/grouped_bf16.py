@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..formats.stack import PackedStack
+from .launching import aligned
 
 
 def supports(experts: PackedStack) -> bool:
@@ -18,11 +19,6 @@ def supports(experts: PackedStack) -> bool:
 
 def grouped_bf16(x: Tensor, counts: Tensor, experts: PackedStack, turned: bool) -> Tensor:
     """As `grouped.grouped_product`, for stacks that `supports` accepts."""
-    x, weights = (_aligned(each) for each in (x, experts.tensors["weight"]))
+    x, weights = (aligned(each) for each in (x, experts.tensors["weight"]))
     ends = counts.cumsum(0).int()
     return F.grouped_mm(x, weights if turned else weights.transpose(1, 2), offs=ends)
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    tensor = tensor.contiguous()
-    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()

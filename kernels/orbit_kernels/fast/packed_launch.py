@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from ..formats import PackedWeight
 from ..formats.stack import PackedStack
 from .dequantize import operands
+from .launching import aligned, multiprocessors
 from .nvfp4_lookup import ENTRIES
 from .packed_pieces import STEP, WARPS, layouts
 from .packed_product import packed_product
@@ -43,11 +43,6 @@ def by_ring(kind: str, turned: bool) -> bool:
     return turned and kind != "fp8"
 
 
-@cache
-def _multiprocessors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
-
-
 def supports(weights: PackedWeight | PackedStack) -> bool:
     """Whether the copy engine and the tiles take this weight or stack (some rows given)."""
     (out, width), spec = weights.shape, weights.spec
@@ -72,16 +67,14 @@ def multiply(
     """
     (out, width), group = weights.shape, weights.block[1]
     codes, scales, per_tensor, kind = operands(weights.spec, weights.tensors)
-    x, codes, scales = (
-        each if each.data_ptr() % 16 == 0 else each.clone() for each in (x, codes.contiguous(), scales.contiguous())
-    )
+    x, codes, scales = aligned(x), aligned(codes), aligned(scales)
     words = codes.view(torch.int32).view(-1, width // (4 if kind == "fp8" else 8))
     made, length = (width, out) if turned else (out, width)
     y = torch.empty(x.shape[0], made, dtype=x.dtype, device=x.device)
     tiles = made // cut.outs
     high = -(-x.shape[0] // cut.block) if table is None else table.shape[0]
     items = high * tiles * cut.parts
-    programs = min(items, _multiprocessors(x.device.index))
+    programs = min(items, multiprocessors(x.device.index))
     whole, lookup = scales, words
     if kind.startswith("nvfp4"):
         whole, lookup = per_tensor.contiguous(), torch.empty(programs, ENTRIES, dtype=torch.int64, device=x.device)

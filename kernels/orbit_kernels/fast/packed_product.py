@@ -33,10 +33,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from . import packed_scales
+from .launching import barrier
 from .nvfp4_lookup import fill, own, undoing
 from .packed_pieces import piece_of, turned_piece_of
-
-_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # its name changed between releases of Triton
 
 
 @gluon.jit
@@ -166,9 +165,9 @@ def _write(
     if BIAS:
         n = out0 + gl.arange(0, OUTS, layout=gl.SliceLayout(1, product))
         total += gl.expand_dims(gl.load(bias + n).to(gl.float32), 1)
-    _barrier()  # the tile before has been read
+    barrier()  # the tile before has been read
     turning.slice(0, BLOCK, dim=0).store(total.to(gl.bfloat16).permute([1, 0]))
-    _barrier()
+    barrier()
     turned = turning.slice(0, BLOCK, dim=0).load(store)
     m = row + gl.arange(0, BLOCK, layout=gl.SliceLayout(1, store))
     o = out0 + gl.arange(0, OUTS, layout=gl.SliceLayout(0, store))
@@ -203,7 +202,7 @@ def _tile(
         split = item // parts
         cells = partial + split * (parts * CELLS) + o * BLOCK + m
         gl.store(cells + item % parts * CELLS, acc, cache_modifier=".cg")
-        _barrier()  # every thread's part is written before one thread announces it
+        barrier()  # every thread's part is written before one thread announces it
         if gl.atomic_add(arrivals + split, 1, sem="acq_rel", scope="gpu") == parts - 1:
             total = gl.load(cells, cache_modifier=".cg")
             if OUTS * BLOCK <= 128 * 64:  # registers for a part read ahead
@@ -245,7 +244,7 @@ def _consume(
         if expert >= 0:
             if NVFP4 and expert != known:
                 fill(lookup, whole + expert, FORMAT)
-                _barrier()
+                barrier()
                 known = expert
             if SHORT < BLOCK and end - row <= SHORT:
                 done = _tile(
@@ -302,7 +301,7 @@ def packed_product(
         mbarrier.init(full.index(each), count=33 if TURNED and FORMAT != "fp8" else 1)
         mbarrier.init(empty.index(each), count=256)  # threads that multiply
     fence_async_shared()
-    _barrier()
+    barrier()
     gl.warp_specialize(
         [
             (

@@ -23,8 +23,6 @@ Written in Gluon, Triton's lower floor, which has no interpreter; the reference 
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 from triton.experimental import gluon
@@ -40,6 +38,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ..formats import PackedWeight
 from ..formats.fp8 import scale_key
+from .launching import aligned, barrier, multiprocessors
 from .quantize_activations import GROUP, quantize_activations, quantizes_activations
 
 __all__ = ["product_w8a8", "quantize_activations", "quantizes_activations", "takes_w8a8"]
@@ -49,7 +48,6 @@ HALF = 64  # of them for one consumer
 TILE = 128  # outputs of a tile, which share a scale
 _TOGETHER = 16  # rows of tiles whose outputs are made one after the other, so that x stays in the L2 cache
 _ROOM = 232_000  # bytes of shared memory
-_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # its name changed between releases of Triton
 
 
 def stages(span: int) -> int:
@@ -134,10 +132,10 @@ def _write(total, bias, y_tiles, turning, row, out0, BIAS: gl.constexpr, product
         o = out0 + gl.arange(0, WIDE, layout=gl.SliceLayout(0, product))
         total += gl.expand_dims(gl.load(bias + o).to(gl.float32), 0)
     tma.store_wait(0)
-    _barrier()  # what was written before has been read
+    barrier()  # what was written before has been read
     turning.store(total.to(gl.bfloat16))
     fence_async_shared()
-    _barrier()
+    barrier()
     tma.async_copy_shared_to_global(y_tiles, [row, out0], turning)
 
 
@@ -235,7 +233,7 @@ def fp8_product(
         mbarrier.init(full.index(each), count=1)
         mbarrier.init(empty.index(each), count=2)  # groups that multiply
     fence_async_shared()
-    _barrier()
+    barrier()
     FIRST: gl.constexpr = 0
     SECOND: gl.constexpr = 1
     gl.warp_specialize(
@@ -267,11 +265,6 @@ def fp8_product(
     )  # fmt: skip
 
 
-@cache
-def _multiprocessors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
-
-
 def takes_w8a8(x: Tensor, packed: PackedWeight) -> bool:
     """Whether x[.., in] times this weight (fp8 in blocks of 128 x 128) has a fast path."""
     here = x.device == packed.device and x.device.index == torch.cuda.current_device()
@@ -289,11 +282,11 @@ def product_w8a8(
     """
     (out, width), rows = packed.shape, codes.shape[0]
     weight = packed.tensors["weight"]
-    codes, weight = (each if each.data_ptr() % 16 == 0 else each.clone() for each in (codes, weight.contiguous()))
+    codes, weight = aligned(codes), aligned(weight)
     w_scales = packed.tensors[scale_key(packed.tensors)].to(torch.float32).contiguous()
     x_scales = scales.t().contiguous().view(-1)
     y = torch.empty(rows, out, dtype=torch.bfloat16, device=codes.device)
-    high, tiles, processors = -(-rows // BLOCK), out // TILE, _multiprocessors(codes.device.index)
+    high, tiles, processors = -(-rows // BLOCK), out // TILE, multiprocessors(codes.device.index)
     pairs = plan(high * tiles, tiles % 2 == 0, processors) if pairs is None else pairs
     span, singles = 2 if pairs else 1, high * tiles - 2 * pairs
     by_step, by_result = gl.NVMMASharedLayout(128, 8, 2), gl.NVMMASharedLayout(128, 16, 2)
