@@ -2,13 +2,15 @@
 
     python kernels/bench/decode.py [OUT.json]
 
-Weights are random codes under random scales. Every product is checked against float64 before it is timed: its error
+Weights are random codes under random scales. Rows of mode "fast" are without batch invariance, where that is another
+kernel. Every product is checked against float64 before it is timed: its error
 must not exceed that of dequantise + cuBLAS. "read" is a kernel that only reads the packed bytes; see harness.py.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -26,9 +28,10 @@ from harness import (
     share,
     stored,
 )
-from orbit_kernels import FormatSpec, PackedWeight, linear
+from orbit_kernels import FormatSpec, PackedWeight, linear, set_batch_invariant
 from orbit_kernels import dequantize as reference_dequantize
 from orbit_kernels.fast import dequantize
+from orbit_kernels.fast.decode import in_one_wave
 from torch.nn import functional as F
 
 SPECS = [FormatSpec("int4", 128), FormatSpec("int4", 32), *(FormatSpec(name) for name in ("mxfp4", "nvfp4", "fp8"))]
@@ -49,32 +52,45 @@ def rows_of(spec: FormatSpec, out: int, width: int) -> list[Row]:
     for m in TOKENS:
         x = torch.randn(m, width, device="cuda").bfloat16()
         exact = x.double() @ reference.double().T
-        errors = error(linear(x, few[0]), exact), error(F.linear(x, reference), exact)
-        assert errors[0] <= 1.02 * errors[1], (spec, out, width, m, errors)
-        ours = seconds([partial(linear, x, packed) for packed in few])
         cublas = seconds([partial(F.linear, x, weight) for weight in dense])
         scratch = seconds([partial(through_scratch, x, packed) for packed in few[:8]])
-        rows.append({
-            "op": "decode", "format": f"{spec.name}-{spec.group_size}", "out": out, "in": width, "M": m,
-            "us": ours * 1e6, "read_us": read * 1e6, "cublas_bf16_us": cublas * 1e6,
-            "dequantise_cublas_us": scratch * 1e6, "over_read": ours / read, "against_cublas": cublas / ours,
-            "against_dequantise": scratch / ours, "error": errors[0], "error_cublas": errors[1],
-        })  # fmt: skip
+        for mode in modes(few[0], m):
+            errors = error(linear(x, few[0]), exact), error(F.linear(x, reference), exact)
+            assert errors[0] <= 1.02 * errors[1], (spec, out, width, m, mode, errors)
+            ours = seconds([partial(linear, x, packed) for packed in few])
+            rows.append({
+                "op": "decode", "format": f"{spec.name}-{spec.group_size}", "mode": mode, "out": out, "in": width,
+                "M": m, "us": ours * 1e6, "read_us": read * 1e6, "cublas_bf16_us": cublas * 1e6,
+                "dequantise_cublas_us": scratch * 1e6, "over_read": ours / read, "against_cublas": cublas / ours,
+                "against_dequantise": scratch / ours, "error": errors[0], "error_cublas": errors[1],
+            })  # fmt: skip
     return rows
+
+
+def modes(packed: PackedWeight, tokens: int) -> Iterator[str]:
+    """The modes that differ, each in force until the next is asked for."""
+    yield "invariant"
+    invariant = in_one_wave(packed, tokens)
+    set_batch_invariant(False)
+    if in_one_wave(packed, tokens) != invariant:
+        yield "fast"
+    set_batch_invariant(True)
 
 
 def warm(worker: str) -> None:
     for spec, (out, width) in share(list(itertools.product(SPECS, SHAPES)), worker):
         packed = random_packed(spec, out, width)
         for m in (1, 16, 32, 64):
-            linear(torch.randn(m, width, device="cuda").bfloat16(), packed)
+            for _ in modes(packed, m):
+                for _ in range(2):  # weights written just before, and at rest
+                    linear(torch.randn(m, width, device="cuda").bfloat16(), packed)
     torch.cuda.synchronize()
 
 
 def show(rows: list[Row]) -> None:
     """Ranges over the shapes."""
-    for what in dict.fromkeys((row["format"], row["M"]) for row in rows):
-        mine = [row for row in rows if (row["format"], row["M"]) == what]
+    for what in dict.fromkeys((row["format"], row["mode"], row["M"]) for row in rows):
+        mine = [row for row in rows if (row["format"], row["mode"], row["M"]) == what]
         for key in ("over_read", "against_cublas", "against_dequantise"):
             print(*what, key, f"{min(row[key] for row in mine):.2f} to {max(row[key] for row in mine):.2f}", flush=True)
 

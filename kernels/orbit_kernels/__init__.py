@@ -9,6 +9,7 @@ from .formats.stack import PackedStack
 from .grouped import grouped_linear
 from .linear import linear
 from .lora import lora_delta
+from .modes import is_batch_invariant, set_batch_invariant
 from .oft import cayley_neumann, orthogonality_error, rotate, rotate_slices, skew, skew_norm
 from .w8a8 import linear_w8a8, quantize_activations
 
@@ -22,6 +23,7 @@ __all__ = [
     "dequantize",
     "detect",
     "grouped_linear",
+    "is_batch_invariant",
     "is_finite",
     "linear",
     "linear_w8a8",
@@ -34,6 +36,7 @@ __all__ = [
     "read",
     "rotate",
     "rotate_slices",
+    "set_batch_invariant",
     "skew",
     "skew_norm",
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from orbit_kernels import set_batch_invariant
 from torch import Tensor
 
 from orbit_core.adapters.digest import tensors_digest
@@ -51,6 +52,7 @@ class TorchRolloutEngine:
     @classmethod
     def load(cls, engines: Engines, quantized_dir: Path, adapter: Adapter) -> TorchRolloutEngine:
         torch.set_num_threads(engines.threads)
+        set_batch_invariant(engines.batch_invariant)
         checkpoint = HFCheckpoint(quantized_dir)
         model = load_model(checkpoint, checkpoint.config, engines.compute_dtype, engines.device, engines.resident_mib)
         return cls(model, adapter, stop_ids(quantized_dir), engines.micro_batch_tokens)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from orbit_kernels import set_batch_invariant
 from torch import Tensor
 
 from orbit_core.adapters.layout import AdapterLayout, published
@@ -46,6 +47,7 @@ class TorchTrainer:
         cls, engines: Engines, converted_dir: Path, quantized_dir: Path, adapter: Adapter, seed: int
     ) -> TorchTrainer:
         torch.set_num_threads(engines.threads)
+        set_batch_invariant(engines.batch_invariant)
         config = read_json(quantized_dir, "config.json")
         model = load_model(
             MegatronCheckpoint(converted_dir), config, engines.compute_dtype, engines.device, engines.resident_mib

@@ -124,14 +124,15 @@ def _outcome(trial: Trial) -> Outcome:
 
 
 def _visible(place: Folders | BadBucket, paths: list[str], attempt: str, commits: list[Commit]) -> set[str]:
-    """What is there, but for what no reader looks at: attempts that no manifest names, claims of leases, and where
-    sweeps may leave something for later, states that the run has left behind."""
+    """What is there, but for what no reader looks at: attempts that no manifest names, claims of leases, the file of a
+    check of the store that was killed, and where sweeps may leave something for later, states that the run has left
+    behind."""
     tries = re.compile(r"artifacts/train/[0-9a-f]{16}/([^/]+)/")
     named = {path for path in paths if not (found := tries.match(path)) or found[1] == attempt}
     kept = {commit.state.path for commit in commits[-KEEP_STATES:]}
     if place.listings_late:
         named = {path for path in named if "/state/" not in path or path in kept}
-    return {path.replace(attempt, "ATTEMPT") for path in named if not path.startswith("leases/")}
+    return {path.replace(attempt, "ATTEMPT") for path in named if not path.startswith(("leases/", "checks/"))}
 
 
 def warm_up(place: Folders | BadBucket) -> None:

@@ -10,16 +10,19 @@ import torch
 from engines import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from orbit_kernels import is_batch_invariant, set_batch_invariant
 
 from orbit_core.adapters.digest import tensors_digest
 from orbit_core.adapters.layout import random_adapter
 from orbit_core.data.encode import stop_ids
 from orbit_core.errors import InputError, OrbitError
 from orbit_core.modeling.loading import load_model
-from orbit_core.recipe import OFT, LoRA, Sampling
+from orbit_core.recipe import OFT, Engines, LoRA, Sampling
 from orbit_core.rl.types import Request, SampleKey
+from orbit_core.rollout import load_rollout_engine
 from orbit_core.rollout.sampling import choose, uniforms
 from orbit_core.rollout.torch import TorchRolloutEngine
+from orbit_core.trainers import load_trainer
 
 SAMPLING = Sampling(max_new_tokens=12)
 PROMPTS = [tuple(3 + (5 * i + j) % 30 for j in range(1 + i * 7 % 11)) for i in range(9)]  # 1 to 11 tokens
@@ -202,3 +205,20 @@ def test_stop_tokens_come_from_generation_config_first(tmp_path: Path) -> None:
     assert stop_ids(tmp_path) == (5,)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
     assert stop_ids(tmp_path) == (7, 8)
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+def test_the_engines_say_whether_rows_keep_their_bits_beside_others(tmp_path: Path, invariant: bool) -> None:
+    prepared = tiny.prepare(tiny.reference(), "int4", tmp_path)
+    engines = Engines(threads=1, batch_invariant=invariant)
+    loads = (
+        lambda: load_rollout_engine(engines, prepared.quantized, OFT()),
+        lambda: load_trainer(engines, prepared.converted, prepared.quantized, OFT(), seed=0),
+    )
+    for load in loads:
+        set_batch_invariant(not invariant)
+        try:
+            load()
+            assert is_batch_invariant() == invariant
+        finally:
+            set_batch_invariant(True)

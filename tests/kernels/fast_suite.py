@@ -148,30 +148,6 @@ def test_decode_knows_every_nvfp4_scale(whole):
         assert torch.equal(torch.cat([linear(part, one) for part in columns]).T, reference_dequantize(one))
 
 
-@on_gpu
-@pytest.mark.parametrize("shape", [(128, 256), (384, 512), (1280, 2816), (4224, 768), (36992, 1024)])
-def test_decode_of_nvfp4_shares_any_shape_evenly_and_misses_nothing(shape):
-    packed = quantize(weight(*shape), FORMATS["nvfp4"])
-    x, bias = torch.randn(64, shape[1], device=DEVICE, dtype=FLOAT), torch.randn(shape[0], device=DEVICE, dtype=FLOAT)
-    dense = reference_dequantize(packed)
-    exact = x.double() @ dense.double().T + bias.double()
-    whole = decode(x, packed, bias)
-    assert error(whole, exact) <= 1.02 * error(torch.nn.functional.linear(x, dense, bias), exact)
-    for tokens in (1, 8, 9, 17, 33):
-        assert torch.equal(decode(x[:tokens].contiguous(), packed, bias), whole[:tokens])
-
-
-@on_gpu
-def test_decode_of_nvfp4_takes_tensors_that_begin_anywhere():
-    packed = quantize(weight(256, 512), FORMATS["nvfp4"])
-    x = torch.randn(3, 512, device=DEVICE, dtype=FLOAT)
-    odd = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(3, 512)
-    words = packed.tensors["weight_packed"]
-    shifted = torch.cat([words.new_zeros(1), words.flatten()])[1:].view(words.shape)
-    moved = replace(packed, tensors=packed.tensors | {"weight_packed": shifted})
-    assert torch.equal(decode(odd, moved), decode(x, packed))
-
-
 def test_arrivals_are_reset_so_that_a_second_call_is_right_too():
     packed = decodable(FORMATS["int4"], 64, 512)
     x = torch.randn(2, 512, device=DEVICE).to(FLOAT)

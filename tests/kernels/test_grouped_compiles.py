@@ -89,36 +89,40 @@ for span in (1, 2):
 """
 
 
-COMPILE_NVFP4 = """
+COMPILE_WAVE = """
 import sys
 from pathlib import Path
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
-from orbit_kernels.fast.decode_nvfp4 import WARPS, constants, decode_nvfp4_kernel
+from orbit_kernels.fast.decode_wave import WARPS, constants, decode_wave_kernel, registers
 
-for kind, tiles in (("nvfp4-divide", 1), ("nvfp4-multiply", 4)):
-    constant = {"N": 2560, "K": 9728, "KIND": kind, "BIAS": True, **constants(2560, 9728, tiles)}
+kind, group = sys.argv[2], int(sys.argv[3])
+for tiles, at_rest in ((1, True), (2, False), (8, False)):
+    constant = {"N": 2560, "K": 9728, "FORMAT": kind, "GROUP": group, "BIAS": True, "AT_REST": at_rest}
+    constant |= constants(2560, 9728, tiles)
     pointers = {
-        **dict.fromkeys(("x", "bias", "y"), "*bf16"), "words": "*i32", "scales": "*i16",
-        "whole": "*fp32", "partial": "*fp32", "arrivals": "*i32",
+        **dict.fromkeys(("x", "bias", "y"), "*bf16"), "words": "*i32", "scales": "*u8" if kind == "mxfp4" else "*i16",
+        "whole": "*fp32", "partial": "*fp32",
     }
     signature = pointers | {"M": "i32"} | dict.fromkeys(constant, "constexpr")
-    names = decode_nvfp4_kernel.arg_names
+    names = decode_wave_kernel.arg_names
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in pointers}
     named = {(names.index(name),): value for name, value in constant.items()}
-    source = GluonASTSource(decode_nvfp4_kernel, signature, named, aligned)
-    options = {"num_warps": WARPS, "maxnreg": 128}
+    source = GluonASTSource(decode_wave_kernel, signature, named, aligned)
+    options = {"num_warps": WARPS, "maxnreg": registers(tiles)}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    assert 2 * compiled.metadata.shared <= 232448, compiled.metadata.shared  # two programs a multiprocessor
+    programs = 2 if tiles <= 2 else 1  # on a multiprocessor
+    assert programs * compiled.metadata.shared <= 232448, compiled.metadata.shared
     Path(sys.argv[1], f"{tiles}.ptx").write_text(compiled.asm["ptx"])
 """
 
 
 CASES = {
     "int4": (COMPILE, "int4", "32"), "mxfp4": (COMPILE, "mxfp4", "32"), "nvfp4": (COMPILE, "nvfp4-divide", "16"),
-    "fp8": (COMPILE, "fp8", "128"), "w8a8": (COMPILE_W8A8,), "decode nvfp4": (COMPILE_NVFP4,),
+    "fp8": (COMPILE, "fp8", "128"), "w8a8": (COMPILE_W8A8,), "wave int4": (COMPILE_WAVE, "int4", "128"),
+    "wave mxfp4": (COMPILE_WAVE, "mxfp4", "32"), "wave nvfp4": (COMPILE_WAVE, "nvfp4-divide", "16"),
 }  # fmt: skip
 
 
@@ -134,7 +138,7 @@ def test_for_hopper_the_products_neither_spill_nor_serialise(tmp_path, case):
     assert done.returncode == 0, done.stderr[-2000:]
     ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     assembled = list(tmp_path.glob("*.ptx"))
-    assert len(assembled) == (3 if case == "nvfp4" else 2)
+    assert len(assembled) == (3 if case == "nvfp4" or case.startswith("wave") else 2)
     for each in assembled:
         command = [ptxas, "-v", "--gpu-name=sm_90a", each, "-o", tmp_path / "kernel.cubin"]
         report = subprocess.run(command, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The arithmetic by which `fast/unpack.py` and `fast/decode_nvfp4.py` make weights, step by step in torch: it has the
+"""The arithmetic by which `fast/unpack.py` and `fast/decode_wave.py` make weights, step by step in torch: it has the
 bits of the formats' definitions. (That the kernels' instructions do the same is for a GPU to show: fast_suite.py.)"""
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fast paths for Hopper GPUs in Triton, behind the doors of the references.
 
     decode        weight-only product for 1 to 64 tokens, reading W once as stored
-    decode_nvfp4  the same for NVFP4, an even share of W for every program (closed: see `decode`)
+    decode_wave   the same for weights of four bits, an even share of W for every program
     dequantize    every packed format -> dense bfloat16, the reference's bits
     quantize      float weights -> every packed format, the reference's bits
     dense         many tokens: scratch of at most 64 MiB and cuBLAS, forward and gradient

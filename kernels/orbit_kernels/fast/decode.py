@@ -18,7 +18,8 @@ the order in which they are added depend on N and K alone. For few tokens each p
 arrives last adds them in order; for more tokens one program folds them as it goes. Either way a row of x has the same
 result, bit for bit, for every M in 1..64 and in every run; the only atomics count arrivals.
 
-`decode_nvfp4` does the same for NVFP4 without LoRA, its many scales handed to the threads that need them (IN_ONE_WAVE).
+`decode_wave` does the same for NVFP4 without LoRA, and for INT4 and MXFP4 where rows need not keep their bits beside
+more others (`modes`): faster for few tokens, slower for many.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..formats import PackedWeight
+from ..modes import is_batch_invariant
 from .beside import MAX_RANK, arrive, fetch, finish, helping, keep, low_rank, overlapping, turn_few
-from .decode_nvfp4 import decode_nvfp4
-from .decode_nvfp4 import supports as goes_in_one_wave
+from .decode_wave import decode_wave
+from .decode_wave import supports as wave_supports
 from .dequantize import operands
 from .launching import aligned
 from .rotate import BLOCK_SIZES
@@ -43,9 +45,6 @@ from .unpack import GROWN, weight_tile
 from .workspace import arrival_counters
 
 STEP = 256  # columns of W per step of the loop over K
-# Whether NVFP4 goes to `decode_nvfp4`. Closed until `fast_suite` has passed on a GPU with that kernel as it stands: its
-# loop and its shares have run there in two versions of it.
-IN_ONE_WAVE = False
 MAX_TOKENS = 64
 
 
@@ -231,10 +230,9 @@ def decode(
 
     What comes must pass `supports` (and `supports_adapter`); the doors are in `linear` and `adapted`.
     """
-    alone = chosen is None and (adapter is None or adapter.b is None)
-    if IN_ONE_WAVE and x.is_cuda and alone and goes_in_one_wave(packed):
-        return decode_nvfp4(x if adapter is None else turn_few(x, adapter.a, adapter.slot), packed, bias)
     tokens, (out, width) = x.shape[0], packed.shape
+    if x.is_cuda and chosen is None and (adapter is None or adapter.b is None) and in_one_wave(packed, tokens):
+        return decode_wave(x if adapter is None else turn_few(x, adapter.a, adapter.slot), packed, bias)
     codes, scales, whole, kind = operands(packed.spec, packed.tensors)
     block_rows, group = packed.block
     chosen = chosen or plan(out, width, tokens, group)
@@ -300,6 +298,14 @@ def decode(
         **(overlapping(x) if overlaps else {}),
     )
     return y
+
+
+def in_one_wave(packed: PackedWeight, tokens: int) -> bool:
+    """Whether `decode_wave` takes this product. It is the faster one for NVFP4; for the others of four bits up to 16
+    tokens (8 where rows are long), which would give those tokens other bits than they have beside more."""
+    if packed.spec.name == "nvfp4" or not wave_supports(packed):
+        return wave_supports(packed)
+    return not is_batch_invariant() and tokens <= (16 if packed.shape[1] <= 4096 else 8)
 
 
 def supports_adapter(x: Tensor, adapter: Adapter) -> bool:

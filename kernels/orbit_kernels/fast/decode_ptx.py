@@ -1,15 +1,75 @@
 # mypy: disable-error-code="no-untyped-def"
 # (the parameters of a Triton kernel are tensors and constants, which Python types do not describe)
-"""What `decode_nvfp4` does in instructions of its own, because Gluon has no words for it or would choose others."""
+"""What `decode_wave` does in instructions of its own, because Gluon has no words for it or would choose others.
+
+The arithmetic of weights is that of `unpack`, in whose words a `word` is eight codes of four bits; it comes out as
+columns (0, 4), (1, 5), (2, 6), (3, 7), times 2^-32.
+"""
 
 from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+_PLACES = (("0x000F000F", "0x1040"), ("0x00F000F0", "0x104"))  # two codes of a word; what spreads their bits
+_E2M1 = "and.b32 e, {word}, {mask}; mul.lo.u32 e, e, {spread}; and.b32 e, e, 0x81C081C0;"
+_LINES = {
+    "int4": "and.b32 e, {word}, {mask}; fma.rn.bf16x2 ${i}, e, ${by}, $7;",
+    "mxfp4": _E2M1 + "mul.rn.bf16x2 ${i}, e, $5;",
+    "nvfp4": _E2M1 + "mul.rn.bf16x2 ${i}, e, $6; fma.rn.bf16x2 ${i}, e, $5, ${i};",
+}
+
+
+def _instructions(kind: str) -> str:
+    """Word $4 of eight codes -> four pairs, times what $5.. say."""
+    places = [(word, place) for word in ("$4", "u") for place in range(2)]
+    lines = (
+        _LINES[kind].format(i=i, word=word, mask=_PLACES[place][0], spread=_PLACES[place][1], by=5 + place)
+        for i, (word, place) in enumerate(places)
+    )
+    return "{ .reg .b32 u, e; shr.b32 u, $4, 8;" + "".join(lines) + "}"
+
+
+_INT4 = gl.constexpr(_instructions("int4"))
+_MXFP4 = gl.constexpr(_instructions("mxfp4"))
+_NVFP4 = gl.constexpr(_instructions("nvfp4"))
+
 
 @gluon.jit
-def factors(code, pairs):
+def factors(bits, pairs, HALF: gl.constexpr, FORMAT: gl.constexpr):
+    """What the codes of a half of a thread's 32 columns are multiplied by; `bits` are their scale or two, as stored."""
+    if FORMAT == "int4":
+        return _int4_factors(bits)
+    elif FORMAT == "mxfp4":
+        return ((gl.minimum(bits & 0xFF, 161) + 94) * 0x00800080,)
+    else:
+        return _nvfp4_factors((bits >> HALF * 8) & 0xFF, pairs)
+
+
+@gluon.jit
+def _int4_factors(scale):
+    """Twice in a word each: the scale times 2^101, times 2^97, times -2^-29. See `unpack._factors`."""
+    return gl.inline_asm_elementwise(
+        """{
+        .reg .b32 s, by;
+        prmt.b32 s, $3, $3, 0x1010;
+        mov.b32 by, 0x72007200;
+        mul.rn.bf16x2 $0, s, by;
+        mov.b32 by, 0x70007000;
+        mul.rn.bf16x2 $1, s, by;
+        mov.b32 by, 0xB100B100;
+        mul.rn.bf16x2 $2, s, by;
+        }""",
+        "=&r,=&r,=&r,r",
+        [scale],
+        dtype=(gl.int32, gl.int32, gl.int32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@gluon.jit
+def _nvfp4_factors(code, pairs):
     """An E4M3 scale -> the high and the low number of its quotient, each twice in a word. See `unpack._pair`."""
     return gl.inline_asm_elementwise(
         """{
@@ -33,47 +93,52 @@ def factors(code, pairs):
     )
 
 
-def _instructions() -> str:
-    """Word $4 of eight E2M1 codes -> four pairs, times the factors $5 and $6."""
-    pairs = (
-        f"and.b32 e, {word}, {mask}; mul.lo.u32 e, e, {spread}; and.b32 e, e, 0x81C081C0;"
-        f"mul.rn.bf16x2 ${i}, e, $6; fma.rn.bf16x2 ${i}, e, $5, ${i};"
-        for i, (word, mask, spread) in enumerate(
-            (word, *place) for word in ("$4", "u") for place in (("0x000F000F", "0x1040"), ("0x00F000F0", "0x104"))
+@gluon.jit
+def eight(word, by, FORMAT: gl.constexpr):
+    """A word of eight codes, by `factors` -> weights (0, 4), (1, 5), (2, 6), (3, 7)."""
+    if FORMAT == "int4":
+        return gl.inline_asm_elementwise(
+            _INT4,
+            "=&r,=&r,=&r,=&r,r,r,r,r",
+            [word, by[0], by[1], by[2]],
+            dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
+            is_pure=True,
+            pack=1,
         )
-    )
-    return "{ .reg .b32 u, e; shr.b32 u, $4, 8;" + "".join(pairs) + "}"
-
-
-_INSTRUCTIONS = gl.constexpr(_instructions())
+    elif FORMAT == "mxfp4":
+        return gl.inline_asm_elementwise(
+            _MXFP4,
+            "=&r,=&r,=&r,=&r,r,r",
+            [word, by[0]],
+            dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        return gl.inline_asm_elementwise(
+            _NVFP4,
+            "=&r,=&r,=&r,=&r,r,r,r",
+            [word, by[0], by[1]],
+            dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
+            is_pure=True,
+            pack=1,
+        )
 
 
 @gluon.jit
-def eight(word, high, low):
-    """A word of eight codes -> weights (0, 4), (1, 5), (2, 6), (3, 7)."""
-    return gl.inline_asm_elementwise(
-        _INSTRUCTIONS,
-        "=&r,=&r,=&r,=&r,r,r,r",
-        [word, high, low],
-        dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
-        is_pure=True,
-        pack=1,
-    )
-
-
-@gluon.jit
-def multiply(first, second, x, acc):
-    """Two products of 16 columns: the left operands' four registers each, the right ones' two and two."""
+def multiply(first, second, x, acc, other):
+    """Two products of 16 columns, added to two sums, so that the second need not wait for the first: the left operands'
+    four registers each, the right ones' two and two."""
     return gl.inline_asm_elementwise(
         """
         mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32
-            {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$12, $13}, {$16, $17, $18, $19};
+            {$0, $1, $2, $3}, {$8, $9, $10, $11}, {$16, $17}, {$20, $21, $22, $23};
         mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32
-            {$0, $1, $2, $3}, {$8, $9, $10, $11}, {$14, $15}, {$0, $1, $2, $3};
+            {$4, $5, $6, $7}, {$12, $13, $14, $15}, {$18, $19}, {$24, $25, $26, $27};
         """,
-        "=&f,=&f,=&f,=&f,r,r,r,r,r,r,r,r,r,r,r,r,f,f,f,f",
-        [first, second, x, acc],
-        dtype=gl.float32,
+        "=&f,=&f,=&f,=&f,=&f,=&f,=&f,=&f,r,r,r,r,r,r,r,r,r,r,r,r,f,f,f,f,f,f,f,f",
+        [first, second, x, acc, other],
+        dtype=(gl.float32, gl.float32),
         is_pure=True,
         pack=4,
     )
@@ -113,3 +178,41 @@ def paired(words):
         is_pure=True,
         pack=4,
     )
+
+
+def _receiving() -> str:
+    """Loads $0..$15 from four addresses, $16..$19, of which the first $20 count and none where $21 is 0, until no word
+    is all ones. The warp goes on together."""
+    words = range(16)
+    clear = "".join(f"mov.b32 ${i}, 0;" for i in words)
+    there = "".join(f"setp.gt.and.s32 p{i}, $20, {i}, there;" for i in range(4))
+    loads = "".join(
+        f"@p{i} ld.relaxed.gpu.global.v4.b32 {{${4 * i}, ${4 * i + 1}, ${4 * i + 2}, ${4 * i + 3}}}, [${16 + i}];"
+        for i in range(4)
+    )
+    looks = "setp.eq.u32 absent, $0, 0xFFFFFFFF;"
+    looks += "".join(f"setp.eq.or.u32 absent, ${i}, 0xFFFFFFFF, absent;" for i in words[1:])
+    return (
+        "{ .reg .pred there, p0, p1, p2, p3, absent; setp.ne.u32 there, $21, 0;"
+        f"{clear}{there} again: {loads}{looks} @absent bra again; bar.warp.sync 0xffffffff; }}"
+    )
+
+
+_RECEIVING = gl.constexpr(_receiving())
+
+
+@gluon.jit
+def receive(first, second, third, fourth, count, when):
+    """16 bytes from each of four addresses, of which `count` are meant, as soon as all have been written: sixteen
+    int32, zeros for what is not meant. Not written is what is all ones, a NaN that no instruction makes."""
+    return gl.inline_asm_elementwise(
+        _RECEIVING,
+        "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,l,l,l,l,r,r,~{memory}",
+        [first.to(gl.int64), second.to(gl.int64), third.to(gl.int64), fourth.to(gl.int64), count, when],
+        dtype=(
+            gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32,
+            gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32,
+        ),
+        is_pure=False,
+        pack=1,
+    )  # fmt: skip

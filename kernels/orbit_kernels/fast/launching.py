@@ -1,4 +1,5 @@
-"""What launches on Hopper share: operands where the copy engine takes them, how many programs fit, a barrier."""
+"""What launches on Hopper share: operands where the copy engine takes them, which of them may be read early, how many
+programs fit, a barrier."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 from triton.experimental.gluon import language as gl
 
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # its name changed between releases of Triton
@@ -21,3 +23,19 @@ def aligned(tensor: Tensor) -> Tensor:
 def multiprocessors(index: int) -> int:
     """Of the CUDA device with this index."""
     return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+_READ = WeakTensorKeyDictionary()  # tensor -> its address and how often it had been written when it was read
+
+
+def at_rest(*tensors: Tensor) -> bool:
+    """Whether a launch that waited for all before it has read these bytes since they were last written; if not, this
+    call's launch must. Then later kernels may read them before the one ahead of them ends. torch counts what is
+    written: a kernel of its own that writes by a pointer must be followed by anything that waits for it.
+    """
+    still = True
+    for tensor in tensors:
+        now = None if tensor.is_inference() else (tensor.data_ptr(), tensor._version)
+        still = still and now is not None and _READ.get(tensor) == now
+        _READ[tensor] = now
+    return still

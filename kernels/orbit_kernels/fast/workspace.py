@@ -6,6 +6,8 @@ has its own, and each launch captured in a CUDA graph gets its own for good (a g
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
@@ -55,3 +57,32 @@ def arrival_counters(count: int, device: torch.device) -> Tensor:
     if stream not in pool.of_stream:
         pool.of_stream[stream] = pool.take(PER_STREAM)
     return pool.of_stream[stream]
+
+
+_HANDED_OVER: dict[tuple[torch.device, int, int], list[Tensor]] = {}
+
+
+def handed_over(count: int, device: torch.device) -> Tensor:
+    """float32[>= count] for sums that one program of a launch hands to another, all ones where none is: whoever takes a
+    sum leaves ones. Launches that follow each other share it: those of an eager stream, and on each stream those of one
+    capture, whose graph fills it anew before the first of them. It is kept for good, as a graph may be replayed."""
+    stream = torch.cuda.current_stream(device).cuda_stream
+    kept = _HANDED_OVER.setdefault((device, stream, _capture(stream)), [])
+    if not kept or kept[-1].numel() < count:
+        if len(kept) == 1 and not torch.cuda.is_current_stream_capturing():
+            kept.clear()
+        kept.append(torch.full((-(-count // 65536) * 65536,), -1, dtype=torch.int32, device=device).view(torch.float32))
+    return kept[-1]
+
+
+def _capture(stream: int) -> int:
+    """The number of the capture that the stream takes part in; 0 if none."""
+    if not torch.cuda.is_current_stream_capturing():
+        return 0
+    status, number = ctypes.c_int(), ctypes.c_uint64()
+    code = ctypes.CDLL("libcuda.so.1").cuStreamGetCaptureInfo_v2(
+        ctypes.c_void_p(stream), ctypes.byref(status), ctypes.byref(number), None, None, None
+    )
+    if code:
+        raise RuntimeError(f"cuStreamGetCaptureInfo_v2: expected 0, found error {code}")
+    return number.value
