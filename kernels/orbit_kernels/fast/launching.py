@@ -31,7 +31,8 @@ _READ = WeakTensorKeyDictionary()  # tensor -> its address and how often it had 
 def at_rest(*tensors: Tensor) -> bool:
     """Whether a launch that waited for all before it has read these bytes since they were last written; if not, this
     call's launch must. Then later kernels may read them before the one ahead of them ends. torch counts what is
-    written: a kernel of its own that writes by a pointer must be followed by anything that waits for it.
+    written, except through `.data` and by kernels that are given a pointer: those must be followed by something that
+    waits for them, as any kernel does that starts no earlier than the one ahead has ended.
     """
     still = True
     for tensor in tensors:
