@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orbit_core.errors import GateError, InputError, OrbitError
+from orbit_core.errors import GateError, InputError, Interrupted, OrbitError
 from orbit_core.steps.contract import InputRef, StepContext, StepFunction, StepSpec
 from orbit_core.steps.workspace import Workspace
 from orbit_core.store import open_store
@@ -116,7 +116,12 @@ def _alone(
             return
         workspace = Workspace(spec, artifacts.store, scratch, held.term)
         with workspace.held(on_wait=lambda other: waiting(other, "runs"), ready=ready) as mine:
-            yield _Turn(workspace, lambda: should_stop() or held.lost, held.check) if mine else None
+            try:
+                yield _Turn(workspace, lambda: should_stop() or held.lost, held.check) if mine else None
+            except Interrupted as error:  # by the step, which does not know what made it stop
+                if isinstance(held, Lease) and held.lost and not should_stop():
+                    raise held.loss() from error
+                raise
 
 
 def load_step(spec: StepSpec, package: str = PACKAGE) -> StepFunction:

@@ -137,10 +137,14 @@ class Lease:
                     raise
                 _log.warning("lease %s: the store does not answer, so the clock alone decides: %s", self.name, error)
         if self.lost:  # the answer may have been long in coming
-            raise LeaseLost(
-                f"lease {self.name}, term {self.term} of {self.holder}\n  expected: held\n  found: {self._reason}\n"
-                "  what to do: run again; it waits for the holder and goes on from what is committed"
-            )
+            raise self.loss()
+
+    def loss(self) -> LeaseLost:
+        """What to raise once it is lost."""
+        return LeaseLost(
+            f"lease {self.name}, term {self.term} of {self.holder}\n  expected: held\n  found: {self._reason}\n"
+            "  what to do: run again; it waits for the holder and goes on from what is committed"
+        )
 
     def _acquire(self, on_wait: Callable[[str], None], ready: Callable[[], bool]) -> bool:
         """True: held. False: `ready()`. An outage of the store is waited for as long as a silent holder."""

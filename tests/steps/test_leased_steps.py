@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 from running import finish, start, wait_for
-from samples import spec_of
+from samples import PACKAGE, spec_of
 
+from orbit_core.errors import Interrupted
 from orbit_core.steps.contract import StepSpec
+from orbit_core.steps.runner import Holder, run_step
 from orbit_core.store import open_store
 from orbit_core.store.artifacts import ArtifactStore
+from orbit_core.store.lease import LeaseLost
 
 SECONDS = 3.0
 
@@ -107,7 +110,7 @@ def test_a_stopped_holder_that_wakes_commits_nothing(kind: str, tmp_path: Path, 
     wait_for(second, "progress", "committing")
     first.send_signal(signal.SIGCONT)
     code, events, _ = finish(first)
-    assert code == 75 and events[-1]["kind"] in {"LeaseLost", "Interrupted"}
+    assert code == 75 and events[-1]["kind"] == "LeaseLost"
     assert finish(second)[0] == 0
     assert published(spec) == second.pid
     pids = committed_by(spec)
@@ -144,6 +147,20 @@ def test_who_lost_the_lease_publishes_nothing(s3_url: str, tmp_path: Path) -> No
     code, events, _ = finish(process)
     assert code == 75 and events[-1]["kind"] == "LeaseLost"
     assert store.list("artifacts/") == []
+
+
+def test_a_step_that_stops_for_a_lost_lease_says_so_and_not_that_it_was_asked_to(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path / "store", "count", to=1000, pause=0.02)
+    store = open_store(spec.store)
+
+    def overtaken(event: str, /, **values: object) -> None:
+        store.put(f"leases/count-{spec.digest[:16]}/000002.json", b'{"holder": "pod-b", "seconds": 600}')
+
+    with pytest.raises(LeaseLost, match="pod-b holds it, term 2") as error:
+        run_step(spec, overtaken, package=PACKAGE, holder=Holder("pod-a", lease_seconds=1.0))
+    assert "counted to" in str(error.value.__cause__)
+    with pytest.raises(Interrupted, match="counted to 0 of 1000"):
+        run_step(spec_of(tmp_path / "other", "count", to=1000), overtaken, lambda: True, package=PACKAGE)
 
 
 def test_without_a_holder_the_store_sees_no_lease(tmp_path: Path) -> None:
