@@ -12,8 +12,9 @@ Two tiles side by side read x once for both; what is left after whole rounds of 
 sooner (`plan`).
 
 While one consumer adds up, the other's products keep the tensor core busy; they share nothing but the rings, so the
-one need not wait for the other. Rings have two barriers a place: `full` (its bytes are there) and `empty` (nobody
-reads it any more).
+one need not wait for the other. They do not take turns, though, and what both do between two sums leaves it idle: for
+pairs that is the adding alone, the wait for the next step's bytes lies under a sum. Rings have two barriers a place:
+`full` (its bytes are there) and `empty` (nobody reads it any more).
 
 A sum runs over the groups from left to right, whatever the tile and the number of rows: the bits of a row of y depend
 on that row and on W alone.
@@ -140,11 +141,45 @@ def _write(total, bias, y_tiles, turning, row, out0, BIAS: gl.constexpr, product
 
 
 @gluon.jit
-def _multiply(
-    x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turning, full, empty, acc, place, phase, row, tile, rows, steps,
-    WHICH: gl.constexpr, SPAN: gl.constexpr, WIDE: gl.constexpr, BIAS: gl.constexpr, product: gl.constexpr,
+def _left_sum(
+    a, b, c, x_ring, w_ring, acc, left, place, rows, x_at, w_at, m, steps,
+    WHICH: gl.constexpr, LAST: gl.constexpr,
 ):  # fmt: skip
-    """64 rows of WIDE tiles side by side. While the tensor core sums, scales of the next step are fetched."""
+    """The left tile's sum of a step, scaled and added, and the right tile's begun. Meanwhile the next step's scales are
+    fetched. Returns these and their pointers, the sums, and by what the right tile's is to be scaled."""
+    HALF: gl.constexpr = x_ring.shape[1] // 2
+    x_now = x_ring.index(place).slice(WHICH * HALF, HALF, dim=0)
+    acc = _begin_sum(x_now, w_ring.index(place * 2), acc, rows < 0)
+    by_left = gl.expand_dims(a * b, 1)
+    by_right = gl.expand_dims(a * c, 1)
+    if not LAST:
+        x_at += rows
+        w_at += 1
+        c = gl.load(w_at + steps)
+        a = gl.load(x_at, mask=m < rows, other=0.0)
+        b = gl.load(w_at)
+    acc = warpgroup_mma_wait(0, deps=[acc])
+    left = warpgroup_mma_wait(0, deps=[left + acc * by_left])  # before acc's registers are wanted again
+    acc = _begin_sum(x_now, w_ring.index(place * 2 + 1), acc, rows < 0)
+    return a, b, c, x_at, w_at, acc, left, by_right
+
+
+@gluon.jit
+def _right_sum(empty, acc, right, by_right, place):
+    """The right tile's sum of a step, scaled and added. Nobody reads the step's place any more."""
+    acc = warpgroup_mma_wait(0, deps=[acc])
+    mbarrier.arrive(empty.index(place), count=1)
+    right = warpgroup_mma_wait(0, deps=[right + acc * by_right])
+    return acc, right
+
+
+@gluon.jit
+def _multiply_pair(
+    x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turning, full, empty, acc, place, phase, row, tile, rows, steps,
+    WHICH: gl.constexpr, BIAS: gl.constexpr, product: gl.constexpr,
+):  # fmt: skip
+    """64 rows of two tiles side by side. While the tensor core sums the right tile, the next step's bytes are waited
+    for, and in the last step the left tile is written."""
     STAGES: gl.constexpr = x_ring.shape[0]
     BLOCK: gl.constexpr = x_ring.shape[1]
     TILE: gl.constexpr = w_ring.shape[1]
@@ -154,37 +189,59 @@ def _multiply(
     x_at, w_at = x_scales + m, w_scales + tile * steps
     a = gl.load(x_at, mask=m < rows, other=0.0)
     b = gl.load(w_at)
+    c = gl.load(w_at + steps)
     left = gl.zeros([HALF, TILE], gl.float32, product)
-    if WIDE == 2:
-        c = gl.load(w_at + steps)
-        right = gl.zeros([HALF, TILE], gl.float32, product)
+    right = gl.zeros([HALF, TILE], gl.float32, product)
+    mbarrier.wait(full.index(place), phase)
+    for _ in range(steps - 1):
+        a, b, c, x_at, w_at, acc, left, by_right = _left_sum(
+            a, b, c, x_ring, w_ring, acc, left, place, rows, x_at, w_at, m, steps, WHICH, False
+        )  # fmt: skip
+        following, phase = _next(place, phase, STAGES)
+        mbarrier.wait(full.index(following), phase)
+        acc, right = _right_sum(empty, acc, right, by_right, place)
+        place = following
+    a, b, c, x_at, w_at, acc, left, by_right = _left_sum(
+        a, b, c, x_ring, w_ring, acc, left, place, rows, x_at, w_at, m, steps, WHICH, True
+    )  # fmt: skip
+    _write(left, bias, y_tiles, turning, first, tile * TILE, BIAS, product)
+    acc, right = _right_sum(empty, acc, right, by_right, place)
+    place, phase = _next(place, phase, STAGES)
+    _write(right, bias, y_tiles, turning, first, (tile + 1) * TILE, BIAS, product)
+    return acc, place, phase
+
+
+@gluon.jit
+def _multiply(
+    x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turning, full, empty, acc, place, phase, row, tile, rows, steps,
+    WHICH: gl.constexpr, SPAN: gl.constexpr, BIAS: gl.constexpr, product: gl.constexpr,
+):  # fmt: skip
+    """64 rows of one tile. While the tensor core sums, scales of the next step are fetched."""
+    STAGES: gl.constexpr = x_ring.shape[0]
+    BLOCK: gl.constexpr = x_ring.shape[1]
+    TILE: gl.constexpr = w_ring.shape[1]
+    HALF: gl.constexpr = BLOCK // 2
+    first = row * BLOCK + WHICH * HALF
+    m = first + gl.arange(0, HALF, layout=gl.SliceLayout(1, product))
+    x_at, w_at = x_scales + m, w_scales + tile * steps
+    a = gl.load(x_at, mask=m < rows, other=0.0)
+    b = gl.load(w_at)
+    total = gl.zeros([HALF, TILE], gl.float32, product)
     for step in range(steps):
         mbarrier.wait(full.index(place), phase)
         x_now = x_ring.index(place).slice(WHICH * HALF, HALF, dim=0)
         acc = _begin_sum(x_now, w_ring.index(place * SPAN), acc, rows < 0)
         more = step + 1 < steps
-        by_left = gl.expand_dims(a * b, 1)
+        by = gl.expand_dims(a * b, 1)
         x_at += rows
         w_at += 1
-        if WIDE == 2:
-            by_right = gl.expand_dims(a * c, 1)
-            c = gl.load(w_at + steps, mask=more, other=0.0)
         a = gl.load(x_at, mask=(m < rows) & more, other=0.0)
         b = gl.load(w_at, mask=more, other=0.0)
         acc = warpgroup_mma_wait(0, deps=[acc])
-        if WIDE == 2:
-            left = warpgroup_mma_wait(0, deps=[left + acc * by_left])  # before acc's registers are wanted again
-            acc = _begin_sum(x_now, w_ring.index(place * SPAN + 1), acc, rows < 0)
-            acc = warpgroup_mma_wait(0, deps=[acc])
-            mbarrier.arrive(empty.index(place), count=1)
-            right = warpgroup_mma_wait(0, deps=[right + acc * by_right])
-        else:
-            mbarrier.arrive(empty.index(place), count=1)
-            left += acc * by_left
+        mbarrier.arrive(empty.index(place), count=1)
+        total += acc * by
         place, phase = _next(place, phase, STAGES)
-    _write(left, bias, y_tiles, turning, first, tile * TILE, BIAS, product)
-    if WIDE == 2:
-        _write(right, bias, y_tiles, turning, first, (tile + 1) * TILE, BIAS, product)
+    _write(total, bias, y_tiles, turning, first, tile * TILE, BIAS, product)
     return acc, place, phase
 
 
@@ -202,15 +259,15 @@ def _consume(
     if SPAN == 2:
         for item in range(gl.program_id(0), pairs, gl.num_programs(0)):
             row, pair = _item(item, high, tiles // 2, TOGETHER)
-            acc, place, phase = _multiply(
+            acc, place, phase = _multiply_pair(
                 x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turning, full, empty, acc, place, phase,
-                row, pair * 2, rows, steps, WHICH, SPAN, 2, BIAS, product,
+                row, pair * 2, rows, steps, WHICH, BIAS, product,
             )  # fmt: skip
     for item in range(gl.program_id(0), singles, gl.num_programs(0)):
         row, pair = _item(pairs + item // SPAN, high, tiles // SPAN, TOGETHER)
         acc, place, phase = _multiply(
             x_scales, w_scales, bias, y_tiles, x_ring, w_ring, turning, full, empty, acc, place, phase,
-            row, pair * SPAN + item % SPAN, rows, steps, WHICH, SPAN, 1, BIAS, product,
+            row, pair * SPAN + item % SPAN, rows, steps, WHICH, SPAN, BIAS, product,
         )  # fmt: skip
     tma.store_wait(0)
 
@@ -308,7 +365,7 @@ def layout() -> gl.NVMMADistributedLayout:
 
 def plan(items: int, even: bool, processors: int) -> int:
     """How many pairs of tiles to take, of so many tiles: all, unless what is left after whole rounds of pairs fits in
-    one round of single tiles. A pair takes 1.8 times as long as a tile (measured)."""
+    one round of single tiles. A pair takes about 1.7 times as long as a tile."""
     if not even:
         return 0
     pairs = items // 2
