@@ -11,28 +11,16 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-_PLACES = (("0x000F000F", "0x1040"), ("0x00F000F0", "0x104"))  # two codes of a word; what spreads their bits
-_E2M1 = "and.b32 e, {word}, {mask}; mul.lo.u32 e, e, {spread}; and.b32 e, e, 0x81C081C0;"
-_LINES = {
-    "int4": "and.b32 e, {word}, {mask}; fma.rn.bf16x2 ${i}, e, ${by}, $7;",
-    "mxfp4": _E2M1 + "mul.rn.bf16x2 ${i}, e, $5;",
-    "nvfp4": _E2M1 + "mul.rn.bf16x2 ${i}, e, $6; fma.rn.bf16x2 ${i}, e, $5, ${i};",
-}
+from .unpack import INT4, MXFP4, SCALE_PARTS, unpacking
 
-
-def _instructions(kind: str) -> str:
-    """Word $4 of eight codes -> four pairs, times what $5.. say."""
-    places = [(word, place) for word in ("$4", "u") for place in range(2)]
-    lines = (
-        _LINES[kind].format(i=i, word=word, mask=_PLACES[place][0], spread=_PLACES[place][1], by=5 + place)
-        for i, (word, place) in enumerate(places)
-    )
-    return "{ .reg .b32 u, e; shr.b32 u, $4, 8;" + "".join(lines) + "}"
-
-
-_INT4 = gl.constexpr(_instructions("int4"))
-_MXFP4 = gl.constexpr(_instructions("mxfp4"))
-_NVFP4 = gl.constexpr(_instructions("nvfp4"))
+_NVFP4 = unpacking("nvfp4", high="$5", low="$6")
+_NVFP4_FACTORS = gl.constexpr(
+    f"""{{{SCALE_PARTS.format(scale="$2", pairs="$3")}
+    mul.rn.bf16x2 m, m, e;
+    prmt.b32 $0, m, m, 0x1010;
+    prmt.b32 $1, m, m, 0x3232;
+    }}"""
+)
 
 
 @gluon.jit
@@ -72,19 +60,7 @@ def _int4_factors(scale):
 def _nvfp4_factors(code, pairs):
     """An E4M3 scale -> the high and the low number of its quotient, each twice in a word. See `unpack._pair`."""
     return gl.inline_asm_elementwise(
-        """{
-        .reg .b32 m, e;
-        and.b32 m, $2, 7;
-        or.b32 m, m, 8;
-        min.u32 m, m, $2;
-        shr.u32 e, $2, 3;
-        max.u32 e, e, 1;
-        mad.lo.u32 e, e, 0x00800080, 0x69806980;
-        shfl.sync.idx.b32 m, $3, m, 31, -1;
-        mul.rn.bf16x2 m, m, e;
-        prmt.b32 $0, m, m, 0x1010;
-        prmt.b32 $1, m, m, 0x3232;
-        }""",
+        _NVFP4_FACTORS,
         "=&r,=&r,r,r",
         [code, pairs],
         dtype=(gl.int32, gl.int32),
@@ -98,7 +74,7 @@ def eight(word, by, FORMAT: gl.constexpr):
     """A word of eight codes, by `factors` -> weights (0, 4), (1, 5), (2, 6), (3, 7)."""
     if FORMAT == "int4":
         return gl.inline_asm_elementwise(
-            _INT4,
+            INT4,
             "=&r,=&r,=&r,=&r,r,r,r,r",
             [word, by[0], by[1], by[2]],
             dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
@@ -107,7 +83,7 @@ def eight(word, by, FORMAT: gl.constexpr):
         )
     elif FORMAT == "mxfp4":
         return gl.inline_asm_elementwise(
-            _MXFP4,
+            MXFP4,
             "=&r,=&r,=&r,=&r,r,r",
             [word, by[0]],
             dtype=(gl.int32, gl.int32, gl.int32, gl.int32),

@@ -102,21 +102,25 @@ def _lane():
     return tl.inline_asm_elementwise("mov.u32 $0, %laneid;", "=r", [], dtype=tl.int32, is_pure=True, pack=1)
 
 
+# An E4M3 scale m * 2^e and the sixteen pairs of a warp, one a lane -> that of m, and 2^e twice: registers m and e.
+SCALE_PARTS = """
+    .reg .b32 m, e;
+    and.b32 m, {scale}, 7;
+    or.b32 m, m, 8;
+    min.u32 m, m, {scale};
+    shr.u32 e, {scale}, 3;
+    max.u32 e, e, 1;
+    mad.lo.u32 e, e, 0x00800080, 0x69806980;
+    shfl.sync.idx.b32 m, {pairs}, m, 31, -1;
+    """
+_PAIR = tl.constexpr(f"{{{SCALE_PARTS.format(scale='$1', pairs='$2')} mul.rn.bf16x2 $0, m, e; }}")
+
+
 @triton.jit
 def _pair(scale, pairs):
     """E4M3 (positive) -> the pair of scale / whole, 2^94 times as large: m's from the lane that has it, times 2^e."""
     return tl.inline_asm_elementwise(
-        """{
-        .reg .b32 m, e;
-        and.b32 m, $1, 7;
-        or.b32 m, m, 8;
-        min.u32 m, m, $1;
-        shr.u32 e, $1, 3;
-        max.u32 e, e, 1;
-        mad.lo.u32 e, e, 0x00800080, 0x69806980;
-        shfl.sync.idx.b32 m, $2, m, 31, -1;
-        mul.rn.bf16x2 $0, m, e;
-        }""",
+        _PAIR,
         "=r,r,r",
         [scale.to(tl.int32), pairs],
         dtype=tl.int32,
@@ -180,22 +184,46 @@ def _factors(scale):
     )
 
 
+_PLACES = (("0x000F000F", "0x1040"), ("0x00F000F0", "0x104"))  # of two codes in a word; what spreads their bits
+_E2M1 = "and.b32 e, {word}, {mask}; mul.lo.u32 e, e, {spread}; and.b32 e, e, 0x81C081C0;"
+_LINES = {
+    "int4": "and.b32 e, {word}, {mask}; fma.rn.bf16x2 ${i}, e, ${by}, $7;",
+    "mxfp4": _E2M1 + "mul.rn.bf16x2 ${i}, e, $5;",
+    "nvfp4": _E2M1 + "mul.rn.bf16x2 ${i}, e, {low}; fma.rn.bf16x2 ${i}, e, {high}, ${i};",
+}
+
+
+def unpacking(kind: str, high: str = "", low: str = "", before: str = "") -> tl.constexpr:
+    """Instructions: word $4 of eight codes -> $0.. $3, codes 0 and 4, 1 and 5, 2 and 6, 3 and 7, times
+
+    int4    $5, codes 1, 3, 5, 7, four bits higher, times $6; added to $7, which is -8 times the scale
+    mxfp4   $5
+    nvfp4   the numbers `high` and `low`, which `before` may make
+    """
+    words = [(word, place) for word in ("$4", "u") for place in range(2)]
+    lines = (
+        _LINES[kind].format(
+            i=i, word=word, mask=_PLACES[place][0], spread=_PLACES[place][1], by=5 + place, high=high, low=low
+        )
+        for i, (word, place) in enumerate(words)
+    )
+    return tl.constexpr("{ .reg .b32 u, e;" + before + "shr.b32 u, $4, 8;" + "".join(lines) + "}")
+
+
+INT4 = unpacking("int4")
+MXFP4 = unpacking("mxfp4")
+_NVFP4 = unpacking(
+    "nvfp4",
+    "high",
+    "low",
+    ".reg .b32 high, low; prmt.b32 high, $5, $5, 0x1010; prmt.b32 low, $5, $5, 0x3232;",
+)
+
+
 @triton.jit
 def _int4_asm(pieces, scale, sixteenth, less):
-    """less: -8 times the scale. Codes 0 and 2 of a piece take `scale`, codes 1 and 3, four bits higher, `sixteenth`."""
     return tl.inline_asm_elementwise(
-        """{
-        .reg .b32 u, c;
-        shr.b32 u, $4, 8;
-        and.b32 c, $4, 0x000F000F;
-        fma.rn.bf16x2 $0, c, $5, $7;
-        and.b32 c, $4, 0x00F000F0;
-        fma.rn.bf16x2 $1, c, $6, $7;
-        and.b32 c, u, 0x000F000F;
-        fma.rn.bf16x2 $2, c, $5, $7;
-        and.b32 c, u, 0x00F000F0;
-        fma.rn.bf16x2 $3, c, $6, $7;
-        }""",
+        INT4,
         "=&r,=&r,=&r,=&r,r,r,r,r",
         [pieces, scale, sixteenth, less],
         dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
@@ -207,26 +235,7 @@ def _int4_asm(pieces, scale, sixteenth, less):
 @triton.jit
 def _e2m1_asm(pieces, scale):
     return tl.inline_asm_elementwise(
-        """{
-        .reg .b32 u, e;
-        shr.b32 u, $4, 8;
-        and.b32 e, $4, 0x000F000F;
-        mul.lo.u32 e, e, 0x1040;
-        and.b32 e, e, 0x81C081C0;
-        mul.rn.bf16x2 $0, e, $5;
-        and.b32 e, $4, 0x00F000F0;
-        mul.lo.u32 e, e, 0x104;
-        and.b32 e, e, 0x81C081C0;
-        mul.rn.bf16x2 $1, e, $5;
-        and.b32 e, u, 0x000F000F;
-        mul.lo.u32 e, e, 0x1040;
-        and.b32 e, e, 0x81C081C0;
-        mul.rn.bf16x2 $2, e, $5;
-        and.b32 e, u, 0x00F000F0;
-        mul.lo.u32 e, e, 0x104;
-        and.b32 e, e, 0x81C081C0;
-        mul.rn.bf16x2 $3, e, $5;
-        }""",
+        MXFP4,
         "=&r,=&r,=&r,=&r,r,r",
         [pieces, scale],
         dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
@@ -238,32 +247,7 @@ def _e2m1_asm(pieces, scale):
 @triton.jit
 def _e2m1_split_asm(pieces, pairs):
     return tl.inline_asm_elementwise(
-        """{
-        .reg .b32 u, e, high, low;
-        prmt.b32 high, $5, $5, 0x1010;
-        prmt.b32 low, $5, $5, 0x3232;
-        shr.b32 u, $4, 8;
-        and.b32 e, $4, 0x000F000F;
-        mul.lo.u32 e, e, 0x1040;
-        and.b32 e, e, 0x81C081C0;
-        mul.rn.bf16x2 $0, e, low;
-        fma.rn.bf16x2 $0, e, high, $0;
-        and.b32 e, $4, 0x00F000F0;
-        mul.lo.u32 e, e, 0x104;
-        and.b32 e, e, 0x81C081C0;
-        mul.rn.bf16x2 $1, e, low;
-        fma.rn.bf16x2 $1, e, high, $1;
-        and.b32 e, u, 0x000F000F;
-        mul.lo.u32 e, e, 0x1040;
-        and.b32 e, e, 0x81C081C0;
-        mul.rn.bf16x2 $2, e, low;
-        fma.rn.bf16x2 $2, e, high, $2;
-        and.b32 e, u, 0x00F000F0;
-        mul.lo.u32 e, e, 0x104;
-        and.b32 e, e, 0x81C081C0;
-        mul.rn.bf16x2 $3, e, low;
-        fma.rn.bf16x2 $3, e, high, $3;
-        }""",
+        _NVFP4,
         "=&r,=&r,=&r,=&r,r,r,r",
         [pieces, pairs],
         dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
