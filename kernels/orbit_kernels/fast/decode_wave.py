@@ -27,6 +27,7 @@ it also loads the first of it before the kernel ahead has ended; otherwise it re
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -269,6 +270,7 @@ def decode_wave_kernel(
     UNITS: gl.constexpr = N // 128 * STEPS
     SHARE: gl.constexpr = (UNITS + PROGRAMS - 1) // PROGRAMS
     ROUNDS: gl.constexpr = (SHARE + TOGETHER - 1) // TOGETHER
+    RING: gl.constexpr = 3  # units of words on their way
     ROOM: gl.constexpr = 16 if SHARE > 8 else (8 if SHARE > 4 else 4)  # SHARE as a power of two
     IN_ROW: gl.constexpr = K // GROUP if FORMAT == "int4" else K // 32  # scales, of NVFP4 two at a time
     threads: gl.constexpr = gl.SliceLayout(2, held)
@@ -301,9 +303,11 @@ def decode_wave_kernel(
     if not AT_REST:
         parts = _load_first_x(x, first, last, M, K, TOGETHER, AT_ONCE, TILES, copied)
     bits = _load_scales(scales, first, last, K, IN_ROW, ROOM)
-    ring0 = _load_words(word_at, _nth(0, first, last, ahead), size > 0, K)
-    ring1 = _load_words(word_at, _nth(1, first, last, ahead), size > 1, K)
-    ring2 = _load_words(word_at, _nth(2, first, last, ahead), size > 2, K)
+    ring = (
+        _load_words(word_at, _nth(0, first, last, ahead), size > 0, K),
+        _load_words(word_at, _nth(1, first, last, ahead), size > 1, K),
+        _load_words(word_at, _nth(2, first, last, ahead), size > 2, K),
+    )
     pairs = row * 0
     if FORMAT != "int4" and FORMAT != "mxfp4":
         pairs += pairs_of(whole, FORMAT)
@@ -320,22 +324,16 @@ def decode_wave_kernel(
 
     acc = gl.zeros([8, 32, TILES, 4], gl.float32, sums)
     other = gl.zeros([8, 32, TILES, 4], gl.float32, sums)
-    for i in range(0, size, 3):
-        acc, other = _work(
-            acc, other, ring0, s_ring, x_ring, partial, bias, y, _nth(i, first, last, ahead), i < size,
-            first, last, M, pairs, N, K, FORMAT, BIAS, UNITS, PROGRAMS, SLOTS, threads, sums,
-        )  # fmt: skip
-        ring0 = _load_words(word_at, _nth(i + 3, first, last, ahead), i + 3 < size, K)
-        acc, other = _work(
-            acc, other, ring1, s_ring, x_ring, partial, bias, y, _nth(i + 1, first, last, ahead), i + 1 < size,
-            first, last, M, pairs, N, K, FORMAT, BIAS, UNITS, PROGRAMS, SLOTS, threads, sums,
-        )  # fmt: skip
-        ring1 = _load_words(word_at, _nth(i + 4, first, last, ahead), i + 4 < size, K)
-        acc, other = _work(
-            acc, other, ring2, s_ring, x_ring, partial, bias, y, _nth(i + 2, first, last, ahead), i + 2 < size,
-            first, last, M, pairs, N, K, FORMAT, BIAS, UNITS, PROGRAMS, SLOTS, threads, sums,
-        )  # fmt: skip
-        ring2 = _load_words(word_at, _nth(i + 5, first, last, ahead), i + 5 < size, K)
+    for i in range(0, size, RING):
+        coming = ()
+        for j in gl.static_range(RING):
+            acc, other = _work(
+                acc, other, ring[j], s_ring, x_ring, partial, bias, y, _nth(i + j, first, last, ahead), i + j < size,
+                first, last, M, pairs, N, K, FORMAT, BIAS, UNITS, PROGRAMS, SLOTS, threads, sums,
+            )  # fmt: skip
+            words_of_unit = _load_words(word_at, _nth(i + RING + j, first, last, ahead), i + RING + j < size, K)
+            coming = coming + (words_of_unit,)  # noqa: RUF005
+        ring = coming
 
 
 def cut(out: int, width: int) -> tuple[int, int]:
@@ -346,6 +344,7 @@ def cut(out: int, width: int) -> tuple[int, int]:
     return programs, -(-steps // (units // programs)) + 1
 
 
+@cache
 def constants(out: int, width: int, tiles: int) -> dict[str, Any]:
     """How a product is cut, and which thread has what."""
     programs, slots = cut(out, width)

@@ -141,6 +141,17 @@ def _write(total, bias, y_tiles, turning, row, out0, BIAS: gl.constexpr, product
 
 
 @gluon.jit
+def _start(
+    x_scales, w_scales, row, tile, rows, steps, HALF: gl.constexpr, WHICH: gl.constexpr, product: gl.constexpr
+):  # fmt: skip
+    """A consumer's first row of a tile, all of them, where their scales and the tile's begin, and the first of both."""
+    first = row * (2 * HALF) + WHICH * HALF
+    m = first + gl.arange(0, HALF, layout=gl.SliceLayout(1, product))
+    x_at, w_at = x_scales + m, w_scales + tile * steps
+    return first, m, x_at, w_at, gl.load(x_at, mask=m < rows, other=0.0), gl.load(w_at)
+
+
+@gluon.jit
 def _left_sum(
     a, b, c, x_ring, w_ring, acc, left, place, rows, x_at, w_at, m, steps,
     WHICH: gl.constexpr, LAST: gl.constexpr,
@@ -181,14 +192,9 @@ def _multiply_pair(
     """64 rows of two tiles side by side. While the tensor core sums the right tile, the next step's bytes are waited
     for, and in the last step the left tile is written."""
     STAGES: gl.constexpr = x_ring.shape[0]
-    BLOCK: gl.constexpr = x_ring.shape[1]
     TILE: gl.constexpr = w_ring.shape[1]
-    HALF: gl.constexpr = BLOCK // 2
-    first = row * BLOCK + WHICH * HALF
-    m = first + gl.arange(0, HALF, layout=gl.SliceLayout(1, product))
-    x_at, w_at = x_scales + m, w_scales + tile * steps
-    a = gl.load(x_at, mask=m < rows, other=0.0)
-    b = gl.load(w_at)
+    HALF: gl.constexpr = x_ring.shape[1] // 2
+    first, m, x_at, w_at, a, b = _start(x_scales, w_scales, row, tile, rows, steps, HALF, WHICH, product)
     c = gl.load(w_at + steps)
     left = gl.zeros([HALF, TILE], gl.float32, product)
     right = gl.zeros([HALF, TILE], gl.float32, product)
@@ -218,14 +224,9 @@ def _multiply(
 ):  # fmt: skip
     """64 rows of one tile. While the tensor core sums, scales of the next step are fetched."""
     STAGES: gl.constexpr = x_ring.shape[0]
-    BLOCK: gl.constexpr = x_ring.shape[1]
     TILE: gl.constexpr = w_ring.shape[1]
-    HALF: gl.constexpr = BLOCK // 2
-    first = row * BLOCK + WHICH * HALF
-    m = first + gl.arange(0, HALF, layout=gl.SliceLayout(1, product))
-    x_at, w_at = x_scales + m, w_scales + tile * steps
-    a = gl.load(x_at, mask=m < rows, other=0.0)
-    b = gl.load(w_at)
+    HALF: gl.constexpr = x_ring.shape[1] // 2
+    first, m, x_at, w_at, a, b = _start(x_scales, w_scales, row, tile, rows, steps, HALF, WHICH, product)
     total = gl.zeros([HALF, TILE], gl.float32, product)
     for step in range(steps):
         mbarrier.wait(full.index(place), phase)

@@ -67,9 +67,10 @@ def handed_over(count: int, device: torch.device) -> Tensor:
     sum leaves ones. Launches that follow each other share it: those of an eager stream, and on each stream those of one
     capture, whose graph fills it anew before the first of them. It is kept for good, as a graph may be replayed."""
     stream = torch.cuda.current_stream(device).cuda_stream
-    kept = _HANDED_OVER.setdefault((device, stream, _capture(stream)), [])
+    capture = _capture(stream)
+    kept = _HANDED_OVER.setdefault((device, stream, capture), [])
     if not kept or kept[-1].numel() < count:
-        if len(kept) == 1 and not torch.cuda.is_current_stream_capturing():
+        if not capture:
             kept.clear()
         kept.append(torch.full((-(-count // 65536) * 65536,), -1, dtype=torch.int32, device=device).view(torch.float32))
     return kept[-1]
