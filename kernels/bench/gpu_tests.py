@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from harness import arguments, card
+from harness import card
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/kernels").glob("*_suite.py"))
@@ -47,14 +47,12 @@ def outcome(report: Path) -> dict[str, Any]:
     return {"passed": len(found["passed"]), "failed": sorted(found["failed"]), "skipped": sorted(found["skipped"])}
 
 
-def options() -> argparse.Namespace:
-    parser = arguments(__file__)
-    parser.add_argument("--processes", type=int, default=6, help="of each of the two commands")
-    return parser.parse_args()
-
-
 def main() -> int:
-    given = options()
+    parser = argparse.ArgumentParser()
+    default = Path(__file__).parent / "results/gpu_tests.json"
+    parser.add_argument("path", nargs="?", type=Path, default=default, help="where the JSON goes")
+    parser.add_argument("--processes", type=int, default=6, help="of each of the two commands")
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         reports = [Path(folder, f"{number}.xml") for number in range(len(COMMANDS))]
         started = [start(command, report, given.processes) for command, report in zip(COMMANDS, reports, strict=True)]
