@@ -18,8 +18,8 @@ the order in which they are added depend on N and K alone. For few tokens each p
 arrives last adds them in order; for more tokens one program folds them as it goes. Either way a row of x has the same
 result, bit for bit, for every M in 1..64 and in every run; the only atomics count arrivals.
 
-`decode_wave` does the same for weights of four bits without LoRA where rows need not keep their bits beside more others
-(`modes`): faster for few tokens, slower for many.
+`decode_wave` does the same without LoRA for NVFP4, which is faster there, and for the other weights of four bits where
+rows need not keep their bits beside more others (`modes`): faster for few tokens, slower for many.
 """
 
 from __future__ import annotations
@@ -301,12 +301,13 @@ def decode(
 
 
 def in_one_wave(packed: PackedWeight, tokens: int) -> bool:
-    """Whether `decode_wave` takes this product: INT4 and MXFP4 up to 16 tokens (8 where rows are long), which gives
-    those tokens other bits than they have beside more. NVFP4 is faster there for every number, and keeps its bits; it
-    still waits for the mode, until the whole suite has passed on a GPU with that kernel as it stands."""
-    if is_batch_invariant() or not wave_supports(packed):
+    """Whether `decode_wave` takes this product: NVFP4 for every number of tokens, so its rows keep their bits; INT4 and
+    MXFP4 up to 16 (8 where rows are long), which gives those tokens other bits than they have beside more, so only
+    where rows may change them."""
+    if not wave_supports(packed):
         return False
-    return packed.spec.name == "nvfp4" or tokens <= (16 if packed.shape[1] <= 4096 else 8)
+    few = tokens <= (16 if packed.shape[1] <= 4096 else 8)
+    return packed.spec.name == "nvfp4" or (few and not is_batch_invariant())
 
 
 def supports_adapter(x: Tensor, adapter: Adapter) -> bool:
