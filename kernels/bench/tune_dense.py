@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,34 +36,54 @@ from orbit_kernels.fast import dense
 from orbit_kernels.fast.decode import MAX_TOKENS, decode
 from orbit_kernels.fast.dense_packed import dense_packed
 from orbit_kernels.fast.dispatch import named
-from orbit_kernels.fast.packed_launch import Cut
+from orbit_kernels.fast.packed_launch import ROUND, Cut
+from orbit_kernels.fast.packed_pieces import STEP
 from torch.nn import functional as F
 
-TILES = [(128, 256, 128), (128, 128, 64), (128, 64, 64)]  # outs, block, short; 256 outs were never the fastest
+TILES = [(128, 256, 128, 1), (128, 128, 64, 1), (128, 64, 64, 1), (128, 64, 64, 2)]  # outs, block, short, teams
 TOKENS = [64, 128, 256, 512, 1024, 2048, 4096]
 SLACK = 1.04  # of time, to keep the bits of fewer rows
+ROOM = 1 << 26  # bytes of sums that are to be added
 
 
 def candidates(made: int, length: int, tokens: int) -> list[Cut]:
+    """Every sum whole or in parts; all steps, or those of the tiles that whole rounds leave over, in as many pieces as
+    fill one round or in some to a tile."""
     found = []
-    for outs, block, short in TILES:
-        tiles = made // outs * -(-tokens // block)
-        if made % outs or block >= 2 * max(64, tokens) or (tokens > 256 and block == 64):
+    for outs, block, short, teams in TILES:
+        tiles, bands, steps = made // outs, -(-tokens // block), length // STEP
+        if block >= 2 * max(64, tokens) or (block == 64 and tokens > (256 if teams == 1 else 512)):
             continue
         for parts in (1, 2, 3, 4, 6, 8):
-            if parts == 1 or (tiles * parts <= 270 and length // 64 // parts >= 4):
-                found.append(Cut(outs, block, short, parts))
-    return found
+            if parts == 1 or (tiles * bands * parts <= ROUND and steps >= 4 * parts):
+                found.append(Cut(outs, block, short, parts, teams))
+        for full in range(tiles):
+            uncut = full * ROUND // bands
+            tail = tiles - uncut
+            if tail <= 0:
+                break
+            for pieces in {ROUND // bands, *((parts * tail) for parts in (2, 3, 4, 6) if uncut)}:
+                even = pieces % tail == 0 and not uncut
+                fits = tail < 2 * pieces and pieces * bands <= ROUND and tail * steps >= 4 * pieces
+                if fits and tail != pieces and not even and bands * (tail + pieces) * outs * block * 4 <= ROOM:
+                    found.append(Cut(outs, block, short, teams=teams, tail=tail, pieces=pieces))
+    return list(dict.fromkeys(found))
 
 
-def check(x: torch.Tensor, packed: PackedWeight, turned: bool, cut: Cut) -> tuple[float, float]:
-    weight = dequantize(packed)
-    exact = x.double() @ (weight.double() if turned else weight.double().T)
-    torch.empty(len(x), exact.shape[1], dtype=x.dtype, device="cuda").fill_(float("nan"))
+def check(x: torch.Tensor, packed: PackedWeight, turned: bool, cut: Cut, exact: torch.Tensor) -> float:
+    """Its error; the same result twice, everything written."""
+    torch.empty(exact.shape, dtype=x.dtype, device="cuda").fill_(float("nan"))
     found = dense_packed(x, packed, turned, cut)
     again = dense_packed(x, packed, turned, cut)
     assert bool(torch.isfinite(found).all()) and torch.equal(found, again), "unwritten, or another result"
-    return error(found, exact), error(x @ weight if turned else F.linear(x, weight), exact)
+    return error(found, exact)
+
+
+def exactly(x: torch.Tensor, packed: PackedWeight, turned: bool) -> tuple[torch.Tensor, float]:
+    """The product in float64, and the error of dequantise + cuBLAS."""
+    weight = dequantize(packed)
+    exact = x.double() @ (weight.double() if turned else weight.double().T)
+    return exact, error(x @ weight if turned else F.linear(x, weight), exact)
 
 
 def warm(worker: str, specs: list[FormatSpec]) -> None:
@@ -71,7 +91,8 @@ def warm(worker: str, specs: list[FormatSpec]) -> None:
         packed = random_packed(spec, 512, 1024)
         x = torch.randn(tile[1] + 50, 512 if turned else 1024, device="cuda").bfloat16()
         print("begin", tile, parts, turned, spec, flush=True)
-        print("done ", tile, parts, turned, spec, check(x, packed, turned, Cut(*tile, parts)), flush=True)
+        cut = Cut(*tile[:3], parts, tile[3])
+        print("done ", cut, turned, spec, check(x, packed, turned, cut, exactly(x, packed, turned)[0]), flush=True)
 
 
 def rows_of(spec: FormatSpec, out: int, width: int, tokens: list[int], report: Report) -> Iterator[Row]:
@@ -91,31 +112,38 @@ def rows_of(spec: FormatSpec, out: int, width: int, tokens: list[int], report: R
         if m <= MAX_TOKENS and not turned:
             row["decode_us"] = seconds([partial(decode, x, p) for p in some], 11) * 1e6
         ways = []
+        exact, theirs = exactly(x, some[0], turned) if m <= 2048 else (x, 0.0)
         for cut in candidates(made, length, m):
             try:
-                mine, theirs = check(x, some[0], turned, cut) if m <= 2048 else (0.0, 1.0)
+                mine = check(x, some[0], turned, cut, exact) if m <= 2048 else 0.0
                 assert mine <= 1.02 * theirs, (mine, theirs)
                 ways.append((seconds([partial(dense_packed, x, p, turned, cut) for p in some], 7) * 1e6, cut))
             except Exception as problem:
-                row[f"failed {cut.outs}x{cut.block}/{cut.parts}"] = repr(problem)[:200]
+                row[f"failed {cut}"] = repr(problem)[:200]
         ways.sort(key=lambda way: way[0])
         if ways:
             row |= {"us": ways[0][0], "against_cublas": row["cublas_us"] / ways[0][0]}
-            row["ways"] = [[round(us, 2), cut.outs, cut.block, cut.parts] for us, cut in ways]
+            row["ways"] = [[round(us, 2), *written(cut)] for us, cut in ways]
         yield row
+
+
+def written(cut: Cut) -> tuple[int, ...]:
+    """As a table has it: what is after the last field that was chosen is left out."""
+    fields = (cut.outs, cut.block, cut.short, cut.parts, cut.teams, cut.tail, cut.pieces)
+    return fields if cut.pieces else fields[:5] if cut.teams > 1 else fields[:4]
 
 
 def entries(rows: list[Row]) -> list[tuple[int, str | tuple[int, ...]]]:
     """One shape's table: the fastest way for each number of rows, but what leaves the bits of the rows before alone
-    where that costs at most SLACK."""
+    where that costs at most SLACK. The last entry, of all larger numbers, adds nothing up: counters are limited."""
     found: list[tuple[int, str | tuple[int, ...]]] = []
     before: object = None
-    for row in sorted(rows, key=lambda row: int(row["M"])):
+    rows = sorted(rows, key=lambda row: int(row["M"]))
+    for row in rows:
         ways: list[tuple[float, str | tuple[int, ...]]] = [(row["scratch_us"], "scratch")]
         if "decode_us" in row:
             ways.append((row["decode_us"], "decode"))
-        short = {128: 64, 256: 128, 64: 64}
-        ways += [(us, (outs, block, short[block], parts)) for us, outs, block, parts in row.get("ways", [])]
+        ways += [(us, tuple(way)) for us, *way in row.get("ways", []) if row is not rows[-1] or whole(way)]
         ways.sort(key=lambda way: way[0])
         alike = [way for way in ways if bits(way[1]) == before and way[0] <= SLACK * ways[0][0]]
         way = (alike or ways)[0][1]
@@ -129,8 +157,13 @@ def entries(rows: list[Row]) -> list[tuple[int, str | tuple[int, ...]]]:
     return found
 
 
-def bits(way: str | tuple[int, ...]) -> str | int:
-    return way if isinstance(way, str) else way[3]
+def whole(way: Sequence[int]) -> bool:
+    return way[3] == 1 and len(way) < 6
+
+
+def bits(way: str | tuple[int, ...]) -> str | tuple[int, ...]:
+    """What decides them."""
+    return way if isinstance(way, str) else (way[0] if len(way) > 5 else 0, *way[3:])
 
 
 def write_table(measured: list[dict[str, Any]], path: str) -> None:
@@ -151,7 +184,7 @@ def main() -> None:
     parser.add_argument("more", nargs="*", type=Path, help="files that --table reads besides")
     parser.add_argument("--formats", default="int4-128,int4-32,mxfp4-32,nvfp4-16,fp8-128")
     parser.add_argument("--tokens", default=",".join(map(str, TOKENS)))
-    parser.add_argument("--shapes", type=int, default=len(SHAPES))
+    parser.add_argument("--shapes", default=",".join(f"{out}x{width}" for out, width in SHAPES))
     parser.add_argument("--table", default="", help="no measuring: write this table from the files")
     options = parser.parse_args()
     if options.table:
@@ -163,7 +196,8 @@ def main() -> None:
     compile_beforehand()
     report = Report(options)
     tokens = [int(m) for m in options.tokens.split(",")]
-    for spec, (out, width) in itertools.product(specs, SHAPES[: options.shapes]):
+    shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes.split(",")]
+    for spec, (out, width) in itertools.product(specs, shapes):
         for row in rows_of(spec, out, width, tokens, report):
             report.add(row)
 

@@ -26,9 +26,9 @@ _UNDOING = gl.constexpr(256)
 
 
 @gluon.jit
-def own(lookups):
-    """A program's own table."""
-    return lookups + gl.program_id(0) * _ENTRIES
+def own(lookups, TEAMS: gl.constexpr, WHICH: gl.constexpr):
+    """The table of one of a program's teams."""
+    return lookups + (gl.program_id(0) * TEAMS + WHICH) * _ENTRIES
 
 
 @gluon.jit

@@ -1,5 +1,5 @@
-# mypy: disable-error-code="no-untyped-def"
-# (the parameters of a Triton kernel are pointers and constants, which Python types do not describe)
+# mypy: disable-error-code="no-untyped-def, assignment"
+# (the parameters of a Triton kernel are pointers and constants, its tuples change their length)
 """Packed codes -> bfloat16 in the very registers from which Hopper's tensor core reads W, straight or turned.
 
 Codes come in eights: of 4 bits one word, of 8 bits two. A thread has two neighbouring elements of each.
@@ -21,6 +21,9 @@ from .packed_scales import of_ring
 STEP = 64  # of the sum at a time
 WARPS = 8  # that unpack and multiply
 DEEP = 32  # of the sum that is unpacked together
+# of a step, because two sets of registers take turns: with one, the next piece would be written over the one that the
+# tensor core still reads, and the assembler does not notice
+PIECES = gl.constexpr(STEP // DEEP)
 
 
 @gluon.jit
@@ -39,16 +42,32 @@ def _repeated(values, times: gl.constexpr, layout: gl.constexpr):
 
 
 @gluon.jit
-def _words_of(words, FORMAT: gl.constexpr, loaded: gl.constexpr, eights: gl.constexpr, layout: gl.constexpr):
-    """words[rows, words of a row] in shared memory -> for each element its word, or its two words."""
-    word = words.load(loaded)
+def _words_of(words, FORMAT: gl.constexpr, eights: gl.constexpr, layout: gl.constexpr):
+    """words[rows, words of a row] -> for each element its word, or its two words."""
     if FORMAT == "fp8":
         ROWS: gl.constexpr = words.shape[0]
         EIGHTS: gl.constexpr = words.shape[1] // 2
-        first, second = gl.split(gl.reshape(word, [ROWS, EIGHTS, 2]))
+        first, second = gl.split(gl.reshape(words, [ROWS, EIGHTS, 2]))
         return _repeated(_there(first, eights), 8, layout), _repeated(_there(second, eights), 8, layout)
     else:
-        return _repeated(word, 8, layout)
+        return _repeated(words, 8, layout)
+
+
+@gluon.jit
+def words_of_piece(words, i, TURNED: gl.constexpr, loaded: gl.constexpr):
+    """What a thread unpacks of a piece of a step's words in shared memory."""
+    ALONG: gl.constexpr = 0 if TURNED else 1
+    DEEP: gl.constexpr = words.shape[ALONG] // PIECES
+    return words.slice(i * DEEP, DEEP, dim=ALONG).load(loaded)
+
+
+@gluon.jit
+def words_of_step(words, TURNED: gl.constexpr, loaded: gl.constexpr):
+    """The same of all its pieces."""
+    pieces = ()
+    for i in gl.static_range(PIECES):
+        pieces = pieces + (words_of_piece(words, i, TURNED, loaded),)  # noqa: RUF005 (Gluon knows no star)
+    return pieces
 
 
 @gluon.jit
@@ -58,13 +77,12 @@ def _among_eight(WIDE: gl.constexpr, layout: gl.constexpr):
 
 @gluon.jit
 def piece_of(
-    words, scale, FORMAT: gl.constexpr, left: gl.constexpr, loaded: gl.constexpr, eights: gl.constexpr,
-    scales3: gl.constexpr,
+    words, scale, FORMAT: gl.constexpr, left: gl.constexpr, eights: gl.constexpr, scales3: gl.constexpr,
 ):  # fmt: skip
-    """words[OUTS, ..] of DEEP elements a row in shared memory, scales of `halves` -> W[OUTS, DEEP]."""
+    """words[OUTS, ..] of DEEP elements a row, scales of `halves` -> W[OUTS, DEEP]."""
     OUTS: gl.constexpr = words.shape[0]
     DEEP: gl.constexpr = words.shape[1] * (4 if FORMAT == "fp8" else 8)
-    word = _words_of(words, FORMAT, loaded, eights, left)
+    word = _words_of(words, FORMAT, eights, left)
     place = _among_eight(DEEP, left).broadcast_to([OUTS, DEEP])
     if len(scale.shape) > 1:
         wide = _repeated(gl.convert_layout(scale, gl.SliceLayout(2, scales3)), DEEP // scale.shape[1], left)
@@ -75,14 +93,14 @@ def piece_of(
 
 @gluon.jit
 def turned_piece_of(
-    words, scales, lookup, odd, FORMAT: gl.constexpr, left: gl.constexpr, loaded: gl.constexpr, eights: gl.constexpr,
-    scales3: gl.constexpr, stored: gl.constexpr, fetched: gl.constexpr,
+    words, scales, lookup, odd, FORMAT: gl.constexpr, left: gl.constexpr, eights: gl.constexpr, scales3: gl.constexpr,
+    stored: gl.constexpr, fetched: gl.constexpr,
 ):  # fmt: skip
     """words[DEEP, ..] of OUTS elements a row and scales[DEEP, ..] in shared memory (FP8: scales[OUTS / 128] in
     registers) -> W^T[OUTS, DEEP]."""
     DEEP: gl.constexpr = words.shape[0]
     OUTS: gl.constexpr = words.shape[1] * (4 if FORMAT == "fp8" else 8)
-    word = _words_of(words, FORMAT, loaded, eights, stored)
+    word = _words_of(words, FORMAT, eights, stored)
     if FORMAT == "fp8":
         scale = gl.expand_dims(scales, 0).broadcast_to([DEEP, scales.shape[0]])
         wide = _repeated(scale, OUTS // scales.shape[0], stored)

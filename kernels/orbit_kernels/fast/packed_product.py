@@ -5,16 +5,16 @@
 A program computes tiles of y^T = W x^T: OUTS outputs for BLOCK rows of x. W stands on the left because there the tensor
 core takes its operand from registers, where the codes are unpacked. Three things happen at a time:
 
-    producer      one warp keeps STAGES steps of x and of packed words coming, into rings in shared memory
-    tensor core   multiplies step k, W from registers, x from shared memory
-    consumers     meanwhile unpack half a step ahead, into the registers that it will be read from (`packed_pieces`)
+    producer      one warp keeps steps of x and of packed words coming, into rings of STAGES places in shared memory
+    tensor core   multiplies 32 columns, W from registers, x from shared memory
+    consumers     meanwhile unpack the next 32, into the registers that they will be read from (`packed_pieces`)
 
-Rings have two barriers a place: `full` (its bytes are there) and `empty` (nobody reads it any more). A program goes on
-to its next tile without a pause: the producer is already there.
+Rings have two barriers a place: `full` (its bytes are there) and `empty` (nobody reads it any more). A place holds a
+step, IN_PLACE times 64 columns. A program goes on to its next tile without a pause: the producer is already there.
 
-The sum over a row of W is float32, in steps of 16 from left to right. Where there are fewer tiles than multiprocessors
-the steps are cut into parts, each summed by another program; whichever is last adds them in order. So the bits of a row
-of y depend on that row, on W and on the number of parts alone.
+For few rows of x two teams of such consumers take turns at the steps, so that one unpacks where the other waits.
+`packed_sums` says which steps a program has and how sums come together. A sum is float32, in steps of 16 from left to
+right within what a team has of it: the bits of a row of y depend on that row, on W and on the cut alone.
 
 Written in Gluon, Triton's lower floor, which has no interpreter: on a CPU `grouped.py` stands for it in tests.
 """
@@ -31,296 +31,368 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from . import packed_scales
 from .launching import barrier
 from .nvfp4_lookup import fill, own, undoing
-from .packed_pieces import piece_of, turned_piece_of
-
-
-@gluon.jit
-def _find(item, table, rows, tiles, steps, parts, BLOCK: gl.constexpr, GROUPED: gl.constexpr):
-    """An item: expert (-1: nothing to do), its first row and end of rows, tile of outputs, first and last step."""
-    if GROUPED:
-        entry = table + item // tiles * 3
-        expert, row, end = gl.load(entry), gl.load(entry + 1), gl.load(entry + 2)
-        return expert, row, end, item % tiles, 0, steps
-    else:
-        tile, part = item // parts, item % parts
-        return 0, tile // tiles * BLOCK, rows, tile % tiles, part * steps // parts, (part + 1) * steps // parts
-
-
-@gluon.jit
-def _corner(expert, tile, N, OUTS: gl.constexpr, TURNED: gl.constexpr):
-    """Where the tile begins in the matrix of all experts' rows: row, column."""
-    if TURNED:
-        return expert * N, tile * OUTS
-    else:
-        return expert * N + tile * OUTS, 0
+from .packed_pieces import PIECES, piece_of, turned_piece_of, words_of_piece, words_of_step
+from .packed_sums import add_up, add_up_together, ask, corner, hand_in, item_of, join, next_place, write
 
 
 @gluon.jit
 def _produce(
-    x_tiles, x_short_tiles, word_tiles, scales, table, x_ring, word_ring, scale_ring, full, empty,
-    rows, items, tiles, steps, parts, N, K,
-    FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr,
+    copied, FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr, SPLIT: gl.constexpr,
 ):  # fmt: skip
-    """The copying warp: every step of every item of this program, as places in the rings fall empty."""
-    STAGES: gl.constexpr = x_ring.shape[0]
+    """The copying warp: all steps of every item of this program, as places in the rings fall empty."""
+    x_tiles, x_short_tiles, word_tiles, scales, table, x_ring, word_ring, scale_ring, full, empty, sizes = copied
+    rows, items, bands, tiles, steps, uncut, pieces, N, K = sizes
+    STAGES: gl.constexpr = full.shape[0]
+    IN_PLACE: gl.constexpr = x_ring.shape[0] // STAGES
     BLOCK: gl.constexpr = x_tiles.block_shape[0]
     SHORT: gl.constexpr = x_short_tiles.block_shape[0]
     STEP: gl.constexpr = x_tiles.block_shape[1]
     PER: gl.constexpr = 4 if FORMAT == "fp8" else 8  # elements in a word
     OUTS: gl.constexpr = word_tiles.block_shape[1] * PER if TURNED else word_tiles.block_shape[0]
-    done = 0
+    place, phase = 0, 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        expert, row, end, tile, first, last = _find(item, table, rows, tiles, steps, parts, BLOCK, GROUPED)
+        expert, row, end, tile, after, begin, until = item_of(
+            item, table, rows, bands, tiles, steps, uncut, pieces, BLOCK, IN_PLACE, GROUPED, SPLIT
+        )
         if expert < 0:
-            last = first
-        high, column = _corner(expert, tile, N, OUTS, TURNED)
-        for step in range(first, last):
-            place = done % STAGES
-            here = full.index(place)
-            mbarrier.wait(empty.index(place), done // STAGES & 1 ^ 1)
-            if SHORT < BLOCK and end - row <= SHORT:
-                mbarrier.expect(here, x_short_tiles.block_type.nbytes + word_tiles.block_type.nbytes)
-                tma.async_copy_global_to_shared(
-                    x_short_tiles, [row, step * STEP], here, x_ring.index(place).slice(0, SHORT, dim=0)
-                )
+            after = tile
+        for each in range(tile, after):
+            high, column = corner(expert, each, N, OUTS, TURNED)
+            if SPLIT:
+                begin_here, until_here = max(begin - each * steps, 0), min(until - each * steps, steps)
             else:
-                mbarrier.expect(here, x_tiles.block_type.nbytes + word_tiles.block_type.nbytes)
-                tma.async_copy_global_to_shared(x_tiles, [row, step * STEP], here, x_ring.index(place))
-            if TURNED:
-                tma.async_copy_global_to_shared(
-                    word_tiles, [high + step * STEP, column // PER], here, word_ring.index(place)
-                )
-                if FORMAT != "fp8":
-                    packed_scales.copy(scales, scale_ring.index(place), high + step * STEP, column, K, GROUP)
+                begin_here, until_here = begin, until
+            for step in range(begin_here, until_here):
+                here = full.index(place)
+                mbarrier.wait(empty.index(place), phase ^ 1)
+                short = SHORT < BLOCK and end - row <= SHORT
+                if short:
+                    mbarrier.expect(here, IN_PLACE * (x_short_tiles.block_type.nbytes + word_tiles.block_type.nbytes))
+                else:
+                    mbarrier.expect(here, IN_PLACE * (x_tiles.block_type.nbytes + word_tiles.block_type.nbytes))
+                for i in gl.static_range(IN_PLACE):
+                    k = (step * IN_PLACE + i) * STEP
+                    at = place * IN_PLACE + i
+                    if short:
+                        x_short = x_ring.index(at).slice(0, SHORT, dim=0)
+                        tma.async_copy_global_to_shared(x_short_tiles, [row, k], here, x_short)
+                    else:
+                        tma.async_copy_global_to_shared(x_tiles, [row, k], here, x_ring.index(at))
+                    words = word_ring.index(at)
+                    if TURNED:
+                        tma.async_copy_global_to_shared(word_tiles, [high + k, column // PER], here, words)
+                        if FORMAT != "fp8":
+                            packed_scales.copy(scales, scale_ring.index(at), high + k, column, K, GROUP)
+                    else:
+                        tma.async_copy_global_to_shared(word_tiles, [high, k // PER], here, words)
+                if TURNED and FORMAT != "fp8":
                     async_copy.mbarrier_arrive(here, increment_count=False)
-            else:
-                tma.async_copy_global_to_shared(word_tiles, [high, step * (STEP // PER)], here, word_ring.index(place))
-            done += 1
+                place, phase = next_place(place, phase, STAGES)
 
 
 @gluon.jit
 def _multiply(
     scales, lookup, x_ring, word_ring, scale_ring, full, empty, done, high, column, first, last, K,
     BLOCK: gl.constexpr, FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr,
-    product: gl.constexpr, left: gl.constexpr,
+    TEAMS: gl.constexpr, WHICH: gl.constexpr, product: gl.constexpr, left: gl.constexpr,
     loaded: gl.constexpr, eights: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
     fetched: gl.constexpr,
 ):  # fmt: skip
-    """Steps first..last of one tile: float32[OUTS, BLOCK], and how many places of the rings are used up by now."""
-    STAGES: gl.constexpr = x_ring.shape[0]
+    """Steps first..last of one tile, or those of them that this team takes: float32[OUTS, BLOCK]. `done` places of the
+    rings were used up before."""
+    STAGES: gl.constexpr = full.shape[0]
+    IN_PLACE: gl.constexpr = x_ring.shape[0] // STAGES
     STEP: gl.constexpr = x_ring.shape[2]
+    DEEP: gl.constexpr = STEP // PIECES
     PER: gl.constexpr = 4 if FORMAT == "fp8" else 8  # elements in a word
     OUTS: gl.constexpr = word_ring.shape[2] * PER if TURNED else word_ring.shape[1]
-    # Unpacked together. Two pieces a step, because two sets of registers take turns: with one, the next piece would be
-    # written over the one that the tensor core still reads, and the assembler does not notice.
-    DEEP: gl.constexpr = 32
     AHEAD: gl.constexpr = not TURNED or FORMAT == "fp8"  # scales come through registers, not through a ring
+    # where there are registers for it, words are loaded while the tensor core works on the step before
+    ASKED: gl.constexpr = OUTS == 128 and (TEAMS == 1 or FORMAT == "int4" or FORMAT == "mxfp4")
     if AHEAD:
         scale_at = packed_scales.ahead_of(scales, high, column, K, OUTS, FORMAT, GROUP, TURNED, left, scales3, fetched)
-        bits = packed_scales.of_step(scale_at, first, K, STEP, FORMAT, GROUP, TURNED)
+        bits = packed_scales.of_place(scale_at, min(first + WHICH, last - 1), K, IN_PLACE, STEP, FORMAT, GROUP, TURNED)
     acc = gl.zeros([OUTS, BLOCK], gl.float32, product)
-    for step in range(first, last):
-        place = done % STAGES
+    place, phase = (done + WHICH) % STAGES, (done + WHICH) // STAGES & 1
+    before = (done + STAGES - 1) % STAGES  # of its own, or the compiler takes it for `place` and a constant
+    if ASKED:
+        if first + WHICH < last:
+            mbarrier.wait(full.index(place), phase)
+        words = words_of_step(word_ring.index(place * IN_PLACE), TURNED, loaded)
+    for step in range(first + WHICH, last, TEAMS):
+        next_at, next_phase = place, phase
+        if step + TEAMS < last:
+            for _ in gl.static_range(TEAMS):
+                next_at, next_phase = next_place(next_at, next_phase, STAGES)
         if AHEAD:
-            early, late = packed_scales.halves(bits, lookup, STEP, FORMAT, GROUP, fetched)
-            after = min(step + 1, last - 1)
-            bits = packed_scales.of_step(scale_at, after, K, STEP, FORMAT, GROUP, TURNED)  # there when that begins
-        mbarrier.wait(full.index(place), done // STAGES & 1)
-        x_now, words_now = x_ring.index(place).slice(0, BLOCK, dim=0), word_ring.index(place)
-        for i in gl.static_range(STEP // DEEP):
-            if TURNED:
-                piece = turned_piece_of(
-                    words_now.slice(i * DEEP, DEEP, dim=0),
-                    early if AHEAD else scale_ring.index(place).slice(i * DEEP, DEEP, dim=0),
-                    lookup, column // GROUP % 2, FORMAT, left, loaded, eights, scales3, stored, fetched,
-                )  # fmt: skip
-            else:
-                words_piece = words_now.slice(i * (DEEP // PER), DEEP // PER, dim=1)
-                piece = piece_of(words_piece, early if i == 0 else late, FORMAT, left, loaded, eights, scales3)
-            x_piece = x_now.slice(i * DEEP, DEEP, dim=1).permute([1, 0])
-            # the piece before is done with its registers, which the next one takes
-            acc = warpgroup_mma_wait(1, deps=[warpgroup_mma(piece, x_piece, acc, is_async=True)])
-            if i == 0 and step > first:  # the step before is
-                async_copy.mbarrier_arrive(empty.index((done + STAGES - 1) % STAGES), increment_count=False)
-        done += 1
-    acc = warpgroup_mma_wait(0, deps=[acc])
-    async_copy.mbarrier_arrive(empty.index((done + STAGES - 1) % STAGES), increment_count=False)
+            bits_now = bits
+            after = min(step + TEAMS, last - 1)
+            bits = packed_scales.of_place(scale_at, after, K, IN_PLACE, STEP, FORMAT, GROUP, TURNED)  # there by then
+        if not ASKED:
+            mbarrier.wait(full.index(place), phase)
+        for part in gl.static_range(IN_PLACE):
+            if AHEAD:
+                early, late = packed_scales.halves(bits_now[part], lookup, STEP, FORMAT, GROUP, fetched)
+            if ASKED:
+                words_now = words
+            at = place * IN_PLACE + part
+            x_now = x_ring.index(at).slice(0, BLOCK, dim=0)
+            for i in gl.static_range(PIECES):
+                words_i = words_now[i] if ASKED else words_of_piece(word_ring.index(at), i, TURNED, loaded)
+                if TURNED:
+                    piece = turned_piece_of(
+                        words_i, early if AHEAD else scale_ring.index(at).slice(i * DEEP, DEEP, dim=0),
+                        lookup, column // GROUP % 2, FORMAT, left, eights, scales3, stored, fetched,
+                    )  # fmt: skip
+                else:
+                    piece = piece_of(words_i, early if i == 0 else late, FORMAT, left, eights, scales3)
+                x_piece = x_now.slice(i * DEEP, DEEP, dim=1).permute([1, 0])
+                # the piece before is done with its registers, which the next one takes
+                acc = warpgroup_mma_wait(1, deps=[warpgroup_mma(piece, x_piece, acc, is_async=True)])
+                if i == 0:
+                    if TEAMS == 1 and part == 0 and step > first:  # the step before is
+                        async_copy.mbarrier_arrive(empty.index(before), increment_count=False)
+                    if ASKED and part + 1 < IN_PLACE:
+                        words = words_of_step(word_ring.index(at + 1), TURNED, loaded)
+                    elif ASKED:
+                        mbarrier.wait(full.index(next_at), next_phase)
+                        words = words_of_step(word_ring.index(next_at * IN_PLACE), TURNED, loaded)
+        if TEAMS == 2:  # the other team has work for the tensor core meanwhile
+            acc = warpgroup_mma_wait(0, deps=[acc])
+            async_copy.mbarrier_arrive(empty.index(place), increment_count=False)
+        before = place
+        place, phase = next_at, next_phase
+    if TEAMS == 1:
+        acc = warpgroup_mma_wait(0, deps=[acc])
+        async_copy.mbarrier_arrive(empty.index(before), increment_count=False)
     if FORMAT == "nvfp4-divide" or FORMAT == "nvfp4-multiply":
         acc *= undoing(lookup)
-    return acc, done
-
-
-@gluon.jit
-def _write(
-    total, bias, y, turning, row, end, out0, OUT, BIAS: gl.constexpr, product: gl.constexpr,
-):  # fmt: skip
-    """Rows row..end of y from total[OUTS, BLOCK], turned on the way through shared memory."""
-    BLOCK: gl.constexpr = total.shape[1]
-    OUTS: gl.constexpr = total.shape[0]
-    store: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [8, 1], [1, 0])
-    if BIAS:
-        n = out0 + gl.arange(0, OUTS, layout=gl.SliceLayout(1, product))
-        total += gl.expand_dims(gl.load(bias + n).to(gl.float32), 1)
-    barrier()  # the tile before has been read
-    turning.slice(0, BLOCK, dim=0).store(total.to(gl.bfloat16).permute([1, 0]))
-    barrier()
-    turned = turning.slice(0, BLOCK, dim=0).load(store)
-    m = row + gl.arange(0, BLOCK, layout=gl.SliceLayout(1, store))
-    o = out0 + gl.arange(0, OUTS, layout=gl.SliceLayout(0, store))
-    target = y + gl.expand_dims(m.to(gl.int64) * OUT, 1) + gl.expand_dims(o, 0)
-    gl.store(gl.max_contiguous(gl.multiple_of(target, [1, 16]), [1, 8]), turned, mask=gl.expand_dims(m < end, 1))
+    return acc
 
 
 @gluon.jit
 def _tile(
-    scales, lookup, bias, y, partial, arrivals, x_ring, word_ring, scale_ring, turning, full, empty, done,
-    item, parts, expert, row, end, tile, first, last, N, K,
+    tensors, rings, sizes, item, expert, row, end, tile, first, last, done, joined,
     BLOCK: gl.constexpr, FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr,
-    SPLIT: gl.constexpr, BIAS: gl.constexpr,
+    SPLIT: gl.constexpr, TOGETHER: gl.constexpr, BIAS: gl.constexpr, TEAMS: gl.constexpr, WHICH: gl.constexpr,
     product: gl.constexpr, left: gl.constexpr,
     loaded: gl.constexpr, eights: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
     fetched: gl.constexpr,
 ):  # fmt: skip
-    """One item: rows row..end of y, BLOCK at most, and OUTS of their outputs, or a part of their sums."""
+    """Rows row..end of y, BLOCK at most, and OUTS of their outputs, or what steps first..last have in their sums."""
+    scales, lookup, bias, y, partial, arrivals = tensors
+    x_ring, word_ring, scale_ring, turning, sums, full, empty, given, taken = rings
+    _, _, bands, tiles, steps, uncut, pieces, N, K = sizes
     PER: gl.constexpr = 4 if FORMAT == "fp8" else 8  # elements in a word
     OUTS: gl.constexpr = word_ring.shape[2] * PER if TURNED else word_ring.shape[1]
-    high, column = _corner(expert, tile, N, OUTS, TURNED)
-    acc, done = _multiply(
+    high, column = corner(expert, tile, N, OUTS, TURNED)
+    acc = _multiply(
         scales, lookup, x_ring, word_ring, scale_ring, full, empty, done, high, column, first, last, K,
-        BLOCK, FORMAT, GROUP, TURNED, product, left, loaded, eights, scales3, stored, fetched,
+        BLOCK, FORMAT, GROUP, TURNED, TEAMS, WHICH, product, left, loaded, eights, scales3, stored, fetched,
     )  # fmt: skip
-    OUT = K if TURNED else N
-    out0 = tile * OUTS
-    if SPLIT:
-        o = gl.expand_dims(gl.arange(0, OUTS, layout=gl.SliceLayout(1, product)), 1)
-        m = gl.expand_dims(gl.arange(0, BLOCK, layout=gl.SliceLayout(0, product)), 0)
-        CELLS: gl.constexpr = OUTS * x_ring.shape[1]
-        split = item // parts
-        cells = partial + split * (parts * CELLS) + o * BLOCK + m
-        gl.store(cells + item % parts * CELLS, acc, cache_modifier=".cg")
-        barrier()  # every thread's part is written before one thread announces it
-        if gl.atomic_add(arrivals + split, 1, sem="acq_rel", scope="gpu") == parts - 1:
-            total = gl.load(cells, cache_modifier=".cg")
-            if OUTS * BLOCK <= 128 * 64:  # registers for a part read ahead
-                ahead = gl.load(cells + CELLS, cache_modifier=".cg")
-                for each in range(2, parts):
-                    now = ahead
-                    ahead = gl.load(cells + each * CELLS, cache_modifier=".cg")
-                    total += now
-                total += ahead
+    if TEAMS == 2:
+        acc = join(acc, sums, given, taken, joined, WHICH, product)
+    OUT, out0 = K if TURNED else N, tile * OUTS
+    if WHICH == 0:
+        if SPLIT:
+            if last - first < steps and TOGETHER:
+                hand_in(acc, partial, item, bands, row, tile, tiles, uncut, pieces, x_ring.shape[1], product)
+            elif last - first < steps:
+                add_up(
+                    acc, bias, y, partial, arrivals, turning, item, bands, row, end, tile, tiles, steps, uncut, pieces,
+                    out0, OUT, x_ring.shape[1], x_ring.shape[0] // full.shape[0], BIAS, TEAMS, product,
+                )  # fmt: skip
             else:
-                for each in range(1, parts):
-                    total += gl.load(cells + each * CELLS, cache_modifier=".cg")
-            _write(total, bias, y, turning, row, end, out0, OUT, BIAS, product)
-            gl.store(arrivals + split, 0)  # ready for the next launch
-    else:
-        _write(acc, bias, y, turning, row, end, out0, OUT, BIAS, product)
-    return done
+                write(acc, bias, y, turning, row, end, out0, OUT, BIAS, product)
+        else:
+            write(acc, bias, y, turning, row, end, out0, OUT, BIAS, product)
 
 
 @gluon.jit
-def _consume(
-    x_tiles, x_short_tiles, scales, whole, lookup, bias, y, partial, arrivals, table,
-    x_ring, word_ring, scale_ring, turning, full, empty, rows, items, tiles, steps, parts, N, K,
-    FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr,
-    SPLIT: gl.constexpr, BIAS: gl.constexpr,
+def _high_or_short(
+    tensors, rings, sizes, item, expert, row, end, tile, first, last, done, joined,
+    BLOCK: gl.constexpr, SHORT: gl.constexpr, FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr,
+    SPLIT: gl.constexpr, TOGETHER: gl.constexpr, BIAS: gl.constexpr, TEAMS: gl.constexpr, WHICH: gl.constexpr,
     product: gl.constexpr, left: gl.constexpr, short_product: gl.constexpr, short_left: gl.constexpr,
     loaded: gl.constexpr, eights: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
     fetched: gl.constexpr,
 ):  # fmt: skip
-    """The warps that unpack and multiply."""
+    """A tile, of BLOCK rows or, where that is enough, of SHORT."""
+    if SHORT < BLOCK and end - row <= SHORT:
+        _tile(
+            tensors, rings, sizes, item, expert, row, end, tile, first, last, done, joined,
+            SHORT, FORMAT, GROUP, TURNED, SPLIT, TOGETHER, BIAS, TEAMS, WHICH, short_product, short_left,
+            loaded, eights, scales3, stored, fetched,
+        )  # fmt: skip
+    else:
+        _tile(
+            tensors, rings, sizes, item, expert, row, end, tile, first, last, done, joined,
+            BLOCK, FORMAT, GROUP, TURNED, SPLIT, TOGETHER, BIAS, TEAMS, WHICH, product, left,
+            loaded, eights, scales3, stored, fetched,
+        )  # fmt: skip
+
+
+@gluon.jit
+def _consume(
+    given_to_all, FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr,
+    SPLIT: gl.constexpr, TOGETHER: gl.constexpr, BIAS: gl.constexpr, TEAMS: gl.constexpr, WHICH: gl.constexpr,
+    product: gl.constexpr, left: gl.constexpr, short_product: gl.constexpr, short_left: gl.constexpr,
+    loaded: gl.constexpr, eights: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
+    fetched: gl.constexpr,
+):  # fmt: skip
+    """The warps that unpack and multiply, or one of two teams of them."""
+    x_tiles, x_short_tiles, scales, whole, lookup, bias, y, partial, arrivals, table, rings, sizes = given_to_all
+    x_ring, _, _, turning, _, full, _, _, _ = rings
+    rows, items, bands, tiles, steps, uncut, pieces, N, K = sizes
     NVFP4: gl.constexpr = FORMAT == "nvfp4-divide" or FORMAT == "nvfp4-multiply"
     BLOCK: gl.constexpr = x_tiles.block_shape[0]
     SHORT: gl.constexpr = x_short_tiles.block_shape[0]
-    done, known = 0, -1
+    IN_PLACE: gl.constexpr = x_ring.shape[0] // full.shape[0]
+    done, known, joined = 0, -1, 0
     if NVFP4:
-        lookup = own(lookup)
+        lookup = own(lookup, TEAMS, WHICH)
+    tensors = (scales, lookup, bias, y, partial, arrivals)
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        expert, row, end, tile, first, last = _find(item, table, rows, tiles, steps, parts, BLOCK, GROUPED)
+        expert, row, end, tile, after, begin, until = item_of(
+            item, table, rows, bands, tiles, steps, uncut, pieces, BLOCK, IN_PLACE, GROUPED, SPLIT
+        )
         if expert >= 0:
             if NVFP4 and expert != known:
                 fill(lookup, whole + expert, FORMAT)
                 barrier()
                 known = expert
-            if SHORT < BLOCK and end - row <= SHORT:
-                done = _tile(
-                    scales, lookup, bias, y, partial, arrivals, x_ring, word_ring, scale_ring, turning, full, empty,
-                    done, item, parts, expert, row, end, tile, first, last, N, K,
-                    SHORT, FORMAT, GROUP, TURNED, SPLIT, BIAS, short_product, short_left,
-                    loaded, eights, scales3, stored, fetched,
-                )  # fmt: skip
+            if SPLIT:
+                for each in range(tile, after):
+                    first, last = max(begin - each * steps, 0), min(until - each * steps, steps)
+                    _high_or_short(
+                        tensors, rings, sizes, item, expert, row, end, each, first, last, done, joined,
+                        BLOCK, SHORT, FORMAT, GROUP, TURNED, SPLIT, TOGETHER, BIAS, TEAMS, WHICH,
+                        product, left, short_product, short_left, loaded, eights, scales3, stored, fetched,
+                    )  # fmt: skip
+                    done += last - first
+                    joined += 1
+                if TOGETHER and WHICH == 0 and item >= bands * uncut:
+                    add_up_together(
+                        bias, y, partial, arrivals, item, bands, row, end, begin, until, tiles, steps, uncut, pieces,
+                        K if TURNED else N, turning.shape[1], BLOCK, IN_PLACE, BIAS,
+                    )  # fmt: skip
             else:
-                done = _tile(
-                    scales, lookup, bias, y, partial, arrivals, x_ring, word_ring, scale_ring, turning, full, empty,
-                    done, item, parts, expert, row, end, tile, first, last, N, K,
-                    BLOCK, FORMAT, GROUP, TURNED, SPLIT, BIAS, product, left,
-                    loaded, eights, scales3, stored, fetched,
+                _high_or_short(
+                    tensors, rings, sizes, item, expert, row, end, tile, begin, until, done, joined,
+                    BLOCK, SHORT, FORMAT, GROUP, TURNED, SPLIT, TOGETHER, BIAS, TEAMS, WHICH,
+                    product, left, short_product, short_left, loaded, eights, scales3, stored, fetched,
                 )  # fmt: skip
+                done += steps
+                joined += 1
 
 
 @gluon.jit(
-    do_not_specialize=["rows", "items", "tiles", "steps", "parts"],
+    do_not_specialize=["rows", "items", "bands", "tiles", "steps", "uncut", "pieces"],
     do_not_specialize_on_alignment=["whole"],  # of one expert anywhere in its stack
 )
 def packed_product(
-    x_tiles, x_short_tiles, word_tiles, scales, whole, lookup, bias, y, partial, arrivals, table,
-    rows, items, tiles, steps, parts, N, K,
+    x_tiles, x_short_tiles, word_tiles, words, scales, whole, lookup, bias, y, partial, arrivals, table,
+    rows, items, bands, tiles, steps, uncut, pieces, N, K,
     FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr,
-    SPLIT: gl.constexpr, BIAS: gl.constexpr,
-    STAGES: gl.constexpr,
+    SPLIT: gl.constexpr, TOGETHER: gl.constexpr, BIAS: gl.constexpr, TEAMS: gl.constexpr, EARLY: gl.constexpr,
+    STAGES: gl.constexpr, IN_PLACE: gl.constexpr,
     product: gl.constexpr, left: gl.constexpr, short_product: gl.constexpr, short_left: gl.constexpr,
     loaded: gl.constexpr, eights: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
     fetched: gl.constexpr,
 ):  # fmt: skip
-    """`items` tiles (or parts of their sums) of y, spread over the programs; the launchers say what is what."""
+    """`items` of `bands`, spread over the programs; the launchers say what is what."""
     BLOCK: gl.constexpr = x_tiles.block_shape[0]
     STEP: gl.constexpr = x_tiles.block_shape[1]
     HIGH: gl.constexpr = word_tiles.block_shape[0]
     WIDE: gl.constexpr = word_tiles.block_shape[1]
-    x_ring = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BLOCK, STEP], x_tiles.layout)
-    word_ring = gl.allocate_shared_memory(gl.int32, [STAGES, HIGH, WIDE], word_tiles.layout)
     PER: gl.constexpr = 4 if FORMAT == "fp8" else 8  # elements in a word
+    OUTS: gl.constexpr = WIDE * PER if TURNED else HIGH
+    if EARLY:
+        if not TURNED and not GROUPED:
+            _, _, _, tile, _, begin, until = item_of(
+                gl.program_id(0), table, rows, bands, tiles, steps, uncut, pieces, BLOCK, IN_PLACE, GROUPED, SPLIT
+            )
+            first = begin - tile * steps if SPLIT else 0
+            ask(words, tile, first, min(until - begin, steps - first), N, K, OUTS, STEP * IN_PLACE, PER)
+        gdc_launch_dependents()
+    RUNS: gl.constexpr = STAGES * IN_PLACE  # of 64 columns
+    x_ring = gl.allocate_shared_memory(gl.bfloat16, [RUNS, BLOCK, STEP], x_tiles.layout)
+    word_ring = gl.allocate_shared_memory(gl.int32, [RUNS, HIGH, WIDE], word_tiles.layout)
     if TURNED and FORMAT != "fp8":
         if WIDE * 8 > GROUP:  # scales of all groups of the tile
-            scale_ring = gl.allocate_shared_memory(
-                scales.dtype.element_ty, [STAGES, STEP, WIDE * 8 // GROUP], gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-            )
+            across: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+            scale_ring = gl.allocate_shared_memory(scales.dtype.element_ty, [RUNS, STEP, WIDE * 8 // GROUP], across)
         else:
-            scale_ring = gl.allocate_shared_memory(gl.int32, [STAGES, STEP], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+            along: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+            scale_ring = gl.allocate_shared_memory(gl.int32, [RUNS, STEP], along)
     else:
         scale_ring = word_ring
-    turning = gl.allocate_shared_memory(gl.bfloat16, [BLOCK, WIDE * PER if TURNED else HIGH], x_tiles.layout)
+    turning = gl.allocate_shared_memory(gl.bfloat16, [BLOCK, OUTS], x_tiles.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for each in gl.static_range(STAGES):
         # each of 32 threads copies scales, too
         mbarrier.init(full.index(each), count=33 if TURNED and FORMAT != "fp8" else 1)
         mbarrier.init(empty.index(each), count=256)  # threads that multiply
+    FIRST: gl.constexpr = 0
+    SECOND: gl.constexpr = 1
+    if TEAMS == 2:
+        sums = gl.allocate_shared_memory(
+            gl.float32, [OUTS, BLOCK], gl.PaddedSharedLayout.with_identity_for([[BLOCK, 8]], [OUTS, BLOCK], [1, 0])
+        )
+        given = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+        taken = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+        mbarrier.init(given, count=1)
+        mbarrier.init(taken, count=1)
+    else:
+        sums, given, taken = turning, full, empty
     fence_async_shared()
+    if EARLY:
+        gdc_wait()
     barrier()
-    gl.warp_specialize(
-        [
-            (
-                _consume,
+    sizes = (rows, items, bands, tiles, steps, uncut, pieces, N, K)
+    rings = (x_ring, word_ring, scale_ring, turning, sums, full, empty, given, taken)
+    given_to_all = (x_tiles, x_short_tiles, scales, whole, lookup, bias, y, partial, arrivals, table, rings, sizes)
+    copied = (x_tiles, x_short_tiles, word_tiles, scales, table, x_ring, word_ring, scale_ring, full, empty, sizes)
+    if TEAMS == 2:
+        gl.warp_specialize(
+            [
                 (
-                    x_tiles, x_short_tiles, scales, whole, lookup, bias, y, partial, arrivals, table,
-                    x_ring, word_ring, scale_ring, turning, full, empty, rows, items, tiles, steps, parts, N, K,
-                    FORMAT, GROUP, TURNED, GROUPED, SPLIT, BIAS,
-                    product, left, short_product, short_left, loaded, eights, scales3, stored, fetched,
+                    _consume,
+                    (
+                        given_to_all, FORMAT, GROUP, TURNED, GROUPED, SPLIT, TOGETHER, BIAS, TEAMS, FIRST,
+                        product, left, short_product, short_left, loaded, eights, scales3, stored, fetched,
+                    ),
                 ),
-            ),
-            (
-                _produce,
                 (
-                    x_tiles, x_short_tiles, word_tiles, scales, table, x_ring, word_ring, scale_ring, full, empty,
-                    rows, items, tiles, steps, parts, N, K, FORMAT, GROUP, TURNED, GROUPED,
+                    _consume,
+                    (
+                        given_to_all, FORMAT, GROUP, TURNED, GROUPED, SPLIT, TOGETHER, BIAS, TEAMS, SECOND,
+                        product, left, short_product, short_left, loaded, eights, scales3, stored, fetched,
+                    ),
                 ),
-            ),
-        ],
-        [1],
-        [40],
-    )  # fmt: skip
+                (_produce, (copied, FORMAT, GROUP, TURNED, GROUPED, SPLIT)),
+            ],
+            [8, 1],
+            [104, 24],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (
+                    _consume,
+                    (
+                        given_to_all, FORMAT, GROUP, TURNED, GROUPED, SPLIT, TOGETHER, BIAS, TEAMS, FIRST,
+                        product, left, short_product, short_left, loaded, eights, scales3, stored, fetched,
+                    ),
+                ),
+                (_produce, (copied, FORMAT, GROUP, TURNED, GROUPED, SPLIT)),
+            ],
+            [1],
+            [40],
+        )  # fmt: skip

@@ -64,17 +64,42 @@ def ahead_of(
 
 
 @gluon.jit
-def of_step(scale_at, step, K, STEP: gl.constexpr, FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr):
-    """What a step needs: for each output its scale, or all of them in one word."""
+def _of_group(scale_at, group, K, FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr):
+    """Of a group of at least STEP columns: for each output its scale."""
     if FORMAT == "fp8":
-        along = K // GROUP if TURNED else 1
-        return gl.load(scale_at + step * STEP // GROUP * along).to(gl.float32).to(gl.int32, bitcast=True)
-    elif FORMAT == "mxfp4":
+        return gl.load(scale_at + group * (K // GROUP if TURNED else 1)).to(gl.float32).to(gl.int32, bitcast=True)
+    else:
+        return gl.load(scale_at + group).to(gl.uint16, bitcast=True).to(gl.int32)
+
+
+@gluon.jit
+def _of_step(scale_at, step, K, STEP: gl.constexpr, FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr):
+    """What STEP columns need: for each output its scale, or all of them in one word."""
+    if FORMAT == "mxfp4":
         return gl.load(scale_at.to(gl.pointer_type(gl.int16), bitcast=True) + step).to(gl.int32)
     elif GROUP < STEP:
         return gl.load(scale_at.to(gl.pointer_type(gl.int32), bitcast=True) + step)
+    else:  # by a shift: a division that knows of no sign was a fifth of the loop
+        return _of_group(scale_at, step if GROUP == STEP else step >> 1, K, FORMAT, GROUP, TURNED)
+
+
+@gluon.jit
+def of_place(
+    scale_at, place, K, IN_PLACE: gl.constexpr, STEP: gl.constexpr, FORMAT: gl.constexpr, GROUP: gl.constexpr,
+    TURNED: gl.constexpr,
+):  # fmt: skip
+    """The same for each STEP columns of a place, one or two of them."""
+    if IN_PLACE == 1:
+        return (_of_step(scale_at, place, K, STEP, FORMAT, GROUP, TURNED),)
+    elif GROUP == IN_PLACE * STEP:
+        both = _of_group(scale_at, place, K, FORMAT, GROUP, TURNED)
+        return both, both
+    elif FORMAT == "mxfp4":
+        both = gl.load(scale_at.to(gl.pointer_type(gl.int32), bitcast=True) + place)
+        return both, both >> 16
     else:
-        return gl.load(scale_at + step * STEP // GROUP).to(gl.int16, bitcast=True).to(gl.int32)
+        first = _of_step(scale_at, 2 * place, K, STEP, FORMAT, GROUP, TURNED)
+        return first, _of_step(scale_at, 2 * place + 1, K, STEP, FORMAT, GROUP, TURNED)
 
 
 @gluon.jit
