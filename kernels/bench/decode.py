@@ -31,11 +31,11 @@ from harness import (
 from orbit_kernels import FormatSpec, PackedWeight, linear, set_batch_invariant
 from orbit_kernels import dequantize as reference_dequantize
 from orbit_kernels.fast import dequantize
-from orbit_kernels.fast.decode import in_one_wave
+from orbit_kernels.fast.decode import in_one_wave, in_whole_rows
 from torch.nn import functional as F
 
 SPECS = [FormatSpec("int4", 128), FormatSpec("int4", 32), *(FormatSpec(name) for name in ("mxfp4", "nvfp4", "fp8"))]
-TOKENS = [1, 4, 16, 32, 64]
+TOKENS = [1, 4, 8, 16, 32, 64]
 
 
 def through_scratch(x: torch.Tensor, packed: PackedWeight) -> torch.Tensor:
@@ -71,9 +71,9 @@ def rows_of(spec: FormatSpec, out: int, width: int) -> list[Row]:
 def modes(packed: PackedWeight, tokens: int) -> Iterator[str]:
     """The modes that differ, each in force until the next is asked for."""
     yield "invariant"
-    invariant = in_one_wave(packed, tokens)
+    invariant = in_whole_rows(packed, tokens), in_one_wave(packed, tokens)
     set_batch_invariant(False)
-    if in_one_wave(packed, tokens) != invariant:
+    if (in_whole_rows(packed, tokens), in_one_wave(packed, tokens)) != invariant:
         yield "fast"
     set_batch_invariant(True)
 
@@ -81,7 +81,7 @@ def modes(packed: PackedWeight, tokens: int) -> Iterator[str]:
 def warm(worker: str) -> None:
     for spec, (out, width) in share(list(itertools.product(SPECS, SHAPES)), worker):
         packed = random_packed(spec, out, width)
-        for m in (1, 16, 32, 64):
+        for m in (1, 8, 16, 32, 64):
             for _ in modes(packed, m):
                 for _ in range(2):  # weights written just before, and at rest
                     linear(torch.randn(m, width, device="cuda").bfloat16(), packed)

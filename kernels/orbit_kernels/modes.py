@@ -7,9 +7,9 @@ _batch_invariant = True
 
 def set_batch_invariant(on: bool) -> None:
     """On (the default): a row decoded has the same bits for every number of rows beside it, from 1 to 64 (weights of
-    `fast/dispatch_table.py`: to 32). Off: INT4 and MXFP4 weights take another order of the sum for up to 16 rows (8
-    where they are longer than 4096), which is up to 1.5 times as fast. Results are the same in every run either way. A
-    CUDA graph keeps the mode in which it was captured; on a CPU there is one way for all.
+    `fast/dispatch_table.py`: to 32). Off: weights of four bits take other orders of the sum for up to 16 rows, which is
+    up to 1.8 times as fast. Results are the same in every run either way. A CUDA graph keeps the mode in which it was
+    captured; on a CPU there is one way for all.
     """
     global _batch_invariant
     _batch_invariant = on

@@ -120,10 +120,43 @@ for tiles, at_rest in ((1, True), (2, False), (8, False)):
 """
 
 
+COMPILE_ROWS = """
+import sys
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon._runtime import GluonASTSource
+from orbit_kernels.fast.decode_rows import constants, decode_rows_kernel, share
+from orbit_kernels.fast.decode_wave import WARPS
+
+kind, group = sys.argv[2], int(sys.argv[3])
+for out, width, tokens, at_rest in ((9728, 2560, 1, True), (2560, 9728, 8, True), (7168, 2048, 16, False)):
+    chosen, tiles = share(out, width, tokens, kind), 1 if tokens <= 8 else 2
+    constant = {"N": out, "K": width, "FORMAT": kind, "GROUP": group, "BIAS": True, "AT_REST": at_rest}
+    constant |= constants(tiles, width, chosen)
+    pointers = {
+        **dict.fromkeys(("x", "bias", "y"), "*bf16"), "words": "*i32", "scales": "*u8" if kind == "mxfp4" else "*i16",
+        "whole": "*fp32",
+    }
+    signature = pointers | {"M": "i32"} | dict.fromkeys(constant, "constexpr")
+    names = decode_rows_kernel.arg_names
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in pointers}
+    named = {(names.index(name),): value for name, value in constant.items()}
+    source = GluonASTSource(decode_rows_kernel, signature, named, aligned)
+    options = {"num_warps": WARPS, "maxnreg": chosen.registers}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    assert compiled.metadata.shared <= 65536, compiled.metadata.shared  # the rest is for what is on its way
+    Path(sys.argv[1], f"{out} {width}.ptx").write_text(compiled.asm["ptx"])
+"""
+
+
 CASES = {
     "int4": (COMPILE, "int4", "32"), "mxfp4": (COMPILE, "mxfp4", "32"), "nvfp4": (COMPILE, "nvfp4-divide", "16"),
     "fp8": (COMPILE, "fp8", "128"), "w8a8": (COMPILE_W8A8,), "wave int4": (COMPILE_WAVE, "int4", "128"),
     "wave mxfp4": (COMPILE_WAVE, "mxfp4", "32"), "wave nvfp4": (COMPILE_WAVE, "nvfp4-divide", "16"),
+    "rows int4": (COMPILE_ROWS, "int4", "128"), "rows mxfp4": (COMPILE_ROWS, "mxfp4", "32"),
+    "rows nvfp4": (COMPILE_ROWS, "nvfp4-divide", "16"), "rows int4-32": (COMPILE_ROWS, "int4", "32"),
 }  # fmt: skip
 
 

@@ -18,8 +18,8 @@ the order in which they are added depend on N and K alone. For few tokens each p
 arrives last adds them in order; for more tokens one program folds them as it goes. Either way a row of x has the same
 result, bit for bit, for every M in 1..64 and in every run; the only atomics count arrivals.
 
-`decode_wave` does the same without LoRA for NVFP4, which is faster there, and for the other weights of four bits where
-rows need not keep their bits beside more others (`modes`): faster for few tokens, slower for many.
+`decode_wave` does the same without LoRA for NVFP4, which is faster there. Where rows need not keep their bits beside
+more others (`modes`), it and `decode_rows` take weights of four bits: faster for few tokens, slower for many.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from ..formats import PackedWeight
 from ..modes import is_batch_invariant
 from .beside import MAX_RANK, arrive, fetch, finish, helping, keep, low_rank, overlapping, turn_few
+from .decode_rows import decode_rows, pays
+from .decode_rows import supports as rows_supports
 from .decode_wave import decode_wave
 from .decode_wave import supports as wave_supports
 from .dequantize import operands
@@ -231,8 +233,11 @@ def decode(
     What comes must pass `supports` (and `supports_adapter`); the doors are in `linear` and `adapted`.
     """
     tokens, (out, width) = x.shape[0], packed.shape
-    if x.is_cuda and chosen is None and (adapter is None or adapter.b is None) and in_one_wave(packed, tokens):
-        return decode_wave(x if adapter is None else turn_few(x, adapter.a, adapter.slot), packed, bias)
+    if x.is_cuda and chosen is None and (adapter is None or adapter.b is None):
+        whole_rows = in_whole_rows(packed, tokens)
+        if whole_rows or in_one_wave(packed, tokens):
+            turned = x if adapter is None else turn_few(x, adapter.a, adapter.slot)
+            return (decode_rows if whole_rows else decode_wave)(turned, packed, bias)
     codes, scales, whole, kind = operands(packed.spec, packed.tensors)
     block_rows, group = packed.block
     chosen = chosen or plan(out, width, tokens, group)
@@ -298,6 +303,11 @@ def decode(
         **(overlapping(x) if overlaps else {}),
     )
     return y
+
+
+def in_whole_rows(packed: PackedWeight, tokens: int) -> bool:
+    """Whether `decode_rows` takes this product, which gives those tokens other bits than they have beside more."""
+    return not is_batch_invariant() and rows_supports(packed) and pays(*packed.shape, tokens)
 
 
 def in_one_wave(packed: PackedWeight, tokens: int) -> bool:

@@ -121,6 +121,24 @@ def multiply(first, second, x, acc, other):
 
 
 @gluon.jit
+def multiply_in_turn(first, second, x, acc):
+    """The same two products, added to one sum."""
+    return gl.inline_asm_elementwise(
+        """
+        mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32
+            {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$12, $13}, {$16, $17, $18, $19};
+        mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32
+            {$0, $1, $2, $3}, {$8, $9, $10, $11}, {$14, $15}, {$0, $1, $2, $3};
+        """,
+        "=&f,=&f,=&f,=&f,r,r,r,r,r,r,r,r,r,r,r,r,f,f,f,f",
+        [first, second, x, acc],
+        dtype=gl.float32,
+        is_pure=True,
+        pack=4,
+    )
+
+
+@gluon.jit
 def prefetch(at, size):
     """Asks for `size` bytes (a multiple of 16, or none) from each address to come to the L2 cache."""
     gl.inline_asm_elementwise(
