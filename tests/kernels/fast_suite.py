@@ -14,7 +14,7 @@ from orbit_kernels import FORMATS, FormatSpec, PackedWeight, linear, oft, quanti
 from orbit_kernels import dequantize as reference_dequantize
 from orbit_kernels.fast import dequantize
 from orbit_kernels.fast.decode import Plan, decode, plan
-from orbit_kernels.fast.dispatch import choose
+from orbit_kernels.fast.dispatch import MOST, choose
 from orbit_kernels.fast.rotate import turn, turn_backward
 
 GPU = torch.cuda.is_available()
@@ -202,8 +202,8 @@ def test_a_row_has_the_same_bits_whatever_the_batch_and_in_every_run(shape, spec
 def test_training_shapes_forward_and_gradient_equal_the_dense_linear(spec):
     packed = quantize(weight(1024, 768), spec)
     dense = reference_dequantize(packed)
-    x = torch.randn(300, 768, device=DEVICE, dtype=FLOAT, requires_grad=True)
-    bias, dy = torch.randn(1024, device=DEVICE, dtype=FLOAT), torch.randn(300, 1024, device=DEVICE, dtype=FLOAT)
+    x = torch.randn(MOST + 88, 768, device=DEVICE, dtype=FLOAT, requires_grad=True)
+    bias, dy = torch.randn(1024, device=DEVICE, dtype=FLOAT), torch.randn(MOST + 88, 1024, device=DEVICE, dtype=FLOAT)
     ours, theirs = linear(x, packed, bias), torch.nn.functional.linear(x, dense, bias)
     assert torch.equal(ours, theirs)
     assert torch.equal(torch.autograd.grad(ours, x, dy)[0], torch.autograd.grad(theirs, x, dy)[0])
@@ -216,8 +216,8 @@ def test_a_weight_beyond_the_scratch_is_cut_without_losing_accuracy_or_the_promi
     monkeypatch.setattr(module, "SCRATCH_BYTES", 1 << 19)
     packed = quantize(weight(1024, 768), FORMATS["int4"])
     dense = reference_dequantize(packed)
-    x = torch.randn(300, 768, device=DEVICE, dtype=FLOAT, requires_grad=True)
-    dy = torch.randn(300, 1024, device=DEVICE, dtype=FLOAT)
+    x = torch.randn(MOST + 88, 768, device=DEVICE, dtype=FLOAT, requires_grad=True)
+    dy = torch.randn(MOST + 88, 1024, device=DEVICE, dtype=FLOAT)
     y, kept = linear(x, packed), linear(x, packed, weight=dense)
     (dx,), (dx_kept,) = torch.autograd.grad(y, x, dy), torch.autograd.grad(kept, x, dy)
     assert torch.equal(y, kept) and torch.equal(dx, dx_kept)
