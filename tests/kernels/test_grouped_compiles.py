@@ -156,7 +156,7 @@ CASES = {
     "fp8": (COMPILE, "fp8", "128"), "w8a8": (COMPILE_W8A8,), "wave int4": (COMPILE_WAVE, "int4", "128"),
     "wave mxfp4": (COMPILE_WAVE, "mxfp4", "32"), "wave nvfp4": (COMPILE_WAVE, "nvfp4-divide", "16"),
     "rows int4": (COMPILE_ROWS, "int4", "128"), "rows mxfp4": (COMPILE_ROWS, "mxfp4", "32"),
-    "rows nvfp4": (COMPILE_ROWS, "nvfp4-divide", "16"), "rows int4-32": (COMPILE_ROWS, "int4", "32"),
+    "rows nvfp4": (COMPILE_ROWS, "nvfp4-divide", "16"),
 }  # fmt: skip
 
 
