@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "kernels"))
 
-from orbit_kernels import FormatSpec, PackedWeight
+from orbit_kernels import FormatSpec, PackedWeight, set_batch_invariant
 
 LAYOUTS = {
     "int4": "pack-quantized",
@@ -80,3 +81,11 @@ def weight() -> torch.Tensor:
     weight[8, 32:64] = 0.0
     weight[9] = 0.0
     return weight
+
+
+@pytest.fixture
+def fast_mode() -> Iterator[None]:
+    """Products may take the ways in which rows do not keep their bits."""
+    set_batch_invariant(False)
+    yield
+    set_batch_invariant(True)

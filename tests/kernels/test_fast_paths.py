@@ -26,7 +26,7 @@ def run(code: list[str], **environment: str) -> subprocess.CompletedProcess[str]
 
 def run_suite(**environment: str) -> str:
     alone = ["-m", "pytest", "-o", "addopts=", "-x", "-q", "-p", "no:cacheprovider"]
-    names = ("fast", "wave", "rows", "grouped", "dense", "adapter", "quantize", "w8a8")
+    names = ("fast", "few", "wave", "rows", "grouped", "dense", "adapter", "quantize", "w8a8")
     suites = [f"tests/kernels/{name}_suite.py" for name in names]
     done = run([*alone, *suites], **environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -1,5 +1,5 @@
 """What launches on Hopper share: operands where the copy engine takes them, which of them may be read early, how many
-programs fit, a barrier."""
+programs fit, a barrier, the places of a ring."""
 
 from __future__ import annotations
 
@@ -8,9 +8,20 @@ from functools import cache
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
+from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # its name changed between releases of Triton
+
+
+@gluon.jit
+def next_place(place, phase, STAGES: gl.constexpr):  # type: ignore[no-untyped-def]  # of a kernel
+    """The next place in the rings, and whether they went round once more, which barriers want to know."""
+    place += 1
+    if place == STAGES:
+        place = 0
+        phase ^= 1
+    return place, phase
 
 
 def aligned(tensor: Tensor) -> Tensor:

@@ -34,10 +34,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from . import packed_scales
-from .launching import barrier
+from .launching import barrier, next_place
 from .nvfp4_lookup import fill, own, undoing
 from .packed_pieces import PIECES, piece_of, turned_piece_of, words_of_piece, words_of_step
-from .packed_sums import add_up, add_up_together, ask, corner, hand_in, item_of, join, next_place, write
+from .packed_sums import add_up, add_up_together, ask, corner, hand_in, item_of, join, write
 
 
 @gluon.jit

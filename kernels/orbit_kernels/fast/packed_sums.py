@@ -61,16 +61,6 @@ def corner(expert, tile, N, OUTS: gl.constexpr, TURNED: gl.constexpr):
 
 
 @gluon.jit
-def next_place(place, phase, STAGES: gl.constexpr):
-    """The next place in the rings, and whether they went round once more, which barriers want to know."""
-    place += 1
-    if place == STAGES:
-        place = 0
-        phase ^= 1
-    return place, phase
-
-
-@gluon.jit
 def ask(words, tile, first, count, N, K, OUTS: gl.constexpr, STEP: gl.constexpr, PER: gl.constexpr):
     """For the first of `count` steps of the rows of W of a tile to come to the L2 cache."""
     row = gl.arange(0, 256, layout=gl.BlockedLayout([1], [32], [8], [0]))

@@ -39,7 +39,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ..formats import PackedWeight
 from ..formats.fp8 import scale_key
-from .launching import aligned, barrier, multiprocessors
+from .launching import aligned, barrier, multiprocessors, next_place
 from .quantize_activations import GROUP, quantize_activations, quantizes_activations
 
 __all__ = ["product_w8a8", "quantize_activations", "quantizes_activations", "takes_w8a8"]
@@ -66,16 +66,6 @@ def _item(item, high, across, TOGETHER: gl.constexpr):
 
 
 @gluon.jit
-def _next(place, phase, STAGES: gl.constexpr):
-    """The next place in the rings, and whether they went round once more, which barriers want to know."""
-    place += 1
-    if place == STAGES:
-        place = 0
-        phase ^= 1
-    return place, phase
-
-
-@gluon.jit
 def _fetch(
     code_tiles, weight_tiles, x_ring, w_ring, full, empty, row, tile, steps, place, phase,
     SPAN: gl.constexpr, WIDE: gl.constexpr,
@@ -93,7 +83,7 @@ def _fetch(
         for side in gl.static_range(WIDE):
             w_place = w_ring.index(place * SPAN + side)
             tma.async_copy_global_to_shared(weight_tiles, [(tile + side) * TILE, step * GROUP], here, w_place)
-        place, phase = _next(place, phase, STAGES)
+        place, phase = next_place(place, phase, STAGES)
     return place, phase
 
 
@@ -203,7 +193,7 @@ def _multiply_pair(
         a, b, c, x_at, w_at, acc, left, by_right = _left_sum(
             a, b, c, x_ring, w_ring, acc, left, place, rows, x_at, w_at, m, steps, WHICH, False
         )  # fmt: skip
-        following, phase = _next(place, phase, STAGES)
+        following, phase = next_place(place, phase, STAGES)
         mbarrier.wait(full.index(following), phase)
         acc, right = _right_sum(empty, acc, right, by_right, place)
         place = following
@@ -212,7 +202,7 @@ def _multiply_pair(
     )  # fmt: skip
     _write(left, bias, y_tiles, turning, first, tile * TILE, BIAS, product)
     acc, right = _right_sum(empty, acc, right, by_right, place)
-    place, phase = _next(place, phase, STAGES)
+    place, phase = next_place(place, phase, STAGES)
     _write(right, bias, y_tiles, turning, first, (tile + 1) * TILE, BIAS, product)
     return acc, place, phase
 
@@ -241,7 +231,7 @@ def _multiply(
         acc = warpgroup_mma_wait(0, deps=[acc])
         mbarrier.arrive(empty.index(place), count=1)
         total += acc * by
-        place, phase = _next(place, phase, STAGES)
+        place, phase = next_place(place, phase, STAGES)
     _write(total, bias, y_tiles, turning, first, tile * TILE, BIAS, product)
     return acc, place, phase
 
