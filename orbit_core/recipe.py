@@ -222,7 +222,9 @@ class Engines(Section):
     threads: int = Field(2, ge=1, description="CPU threads; fixed, because results may depend on it")
     resident_mib: int = Field(512, ge=0, description="dequantised weights kept in memory up to this size")
     micro_batch_tokens: int = Field(16_384, ge=1)
-    batch_invariant: bool = Field(True, description="on a GPU: same bits for a row decoded, whatever is beside it")
+    batch_invariant: bool = Field(
+        True, description="on a GPU: same bits for a row decoded, whatever is beside it; few rows decode faster without"
+    )
 
 
 class Preflight(Section):
