@@ -5,9 +5,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import triton
 from triton.experimental import gluon
+
+
+class Place(NamedTuple):
+    """Of a pair."""
+
+    chunk: int
+    group: int
+    before: int  # the pair of the same group before it; -1: none
+    visit: int  # which x it multiplies
 
 
 @dataclass(frozen=True)
@@ -30,51 +40,36 @@ class Order:
         """How often x of a chunk is loaded."""
         return self.chunks if self.keep else -(-self.groups // self.band) * self.chunks
 
-    def place(self, pair: int) -> tuple[int, int, int, int]:
-        """Of a pair: its chunk, its group, the pair of the same group before it (-1: none), which x it multiplies."""
+    def place(self, pair: int) -> Place:
         band, at = divmod(pair, self.band * self.chunks)
         together = min(self.band, self.groups - band * self.band)
         chunk, group = divmod(at, together)
-        before = pair - together if chunk else -1
-        return chunk, band * self.band + group, before, chunk if self.keep else band * self.chunks + chunk
+        visit = chunk if self.keep else band * self.chunks + chunk
+        return Place(chunk, band * self.band + group, pair - together if chunk else -1, visit)
 
 
 @gluon.constexpr_function
-def chunk_of(pair, order):
-    return order.place(pair)[0]
-
-
-@gluon.constexpr_function
-def group_of(pair, order):
-    return order.place(pair)[1]
-
-
-@gluon.constexpr_function
-def before(pair, order):
-    return order.place(pair)[2]
-
-
-@gluon.constexpr_function
-def visit_of(pair, order):
-    return order.place(pair)[3]
+def place_of(pair, order):
+    return order.place(pair)
 
 
 @gluon.constexpr_function
 def begins(pair, order):
     """Whether a pair is the first that multiplies its x."""
-    return pair < order.pairs and order.place(pair)[3] not in [order.place(other)[3] for other in range(pair)]
+    visited = {order.place(other).visit for other in range(pair)}
+    return pair < order.pairs and order.place(pair).visit not in visited
 
 
 @gluon.constexpr_function
 def last(group, order):
     """The last pair of a group."""
-    return max(pair for pair in range(order.pairs) if order.place(pair)[1] == group)
+    return max(pair for pair in range(order.pairs) if order.place(pair).group == group)
 
 
 @gluon.constexpr_function
 def least(order):
     """The first group of which a pair is not loaded at once."""
-    return min(order.place(pair)[1] for pair in range(order.ahead, order.pairs))
+    return min(order.place(pair).group for pair in range(order.ahead, order.pairs))
 
 
 @gluon.constexpr_function
@@ -86,4 +81,4 @@ def room(order):
 @gluon.constexpr_function
 def side_by_side(pair, order):
     """Whether a pair and the next are of two groups."""
-    return pair + 1 < order.pairs and order.place(pair)[1] != order.place(pair + 1)[1]
+    return pair + 1 < order.pairs and order.place(pair).group != order.place(pair + 1).group

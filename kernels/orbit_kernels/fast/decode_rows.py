@@ -37,11 +37,10 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..formats import PackedWeight
 from .beside import overlapping
-from .decode_order import Order, before, begins, chunk_of, group_of, last, least, room, side_by_side, visit_of
+from .decode_order import Order, begins, last, least, place_of, room, side_by_side
 from .decode_ptx import eight, factors, multiply, multiply_in_turn, paired, prefetch
 from .decode_wave import WARPS, WAVE, _axis, _four, _operand
-from .dequantize import operands
-from .launching import aligned, at_rest, barrier
+from .launching import aligned, as_read, barrier, of_four_bits
 from .unpack import GROWN, pairs_of
 
 MOST = 8  # groups of a program
@@ -62,8 +61,8 @@ def _load_pair(at, pair: gl.constexpr, ORDER: gl.constexpr, K: gl.constexpr, IN_
     """Words and scales of a thread's two rows. Of whole chunks a row has IN_ROW scales, of the rest SHORT (of NVFP4
     two at a time, or each)."""
     long_at, long_scale, short_at, short_scale = at
-    CHUNK: gl.constexpr = chunk_of(pair, ORDER)
-    GROUP: gl.constexpr = group_of(pair, ORDER)
+    CHUNK: gl.constexpr = place_of(pair, ORDER).chunk
+    GROUP: gl.constexpr = place_of(pair, ORDER).group
     words: gl.constexpr = GROUP * 2 * K + CHUNK * 16
     if CHUNK < K // 1024:
         scale: gl.constexpr = GROUP * 16 * IN_ROW + CHUNK * 128 * IN_ROW // K
@@ -220,21 +219,22 @@ def decode_rows_kernel(
             if each + AHEAD < PAIRS:
                 queue = queue + (_load_pair(at, each + AHEAD, ORDER, K, IN_ROW, K // GROUP),)  # noqa: RUF005
             if begins(each, ORDER):
-                ready = ready + (_all_paired(loaded[visit_of(each, ORDER)]),)  # noqa: RUF005
+                ready = ready + (_all_paired(loaded[place_of(each, ORDER).visit]),)  # noqa: RUF005
                 if len(loaded) < ORDER.visits:
-                    loaded = loaded + (_load_x(x_at, present, (visit_of(each, ORDER) + 1) % CHUNKS, K),)  # noqa: RUF005
-        acc = _sum_of(accs, before(pair, ORDER), nothing)
+                    loaded = loaded + (_load_x(x_at, present, (place_of(each, ORDER).visit + 1) % CHUNKS, K),)  # noqa: RUF005
+        acc = _sum_of(accs, place_of(pair, ORDER).before, nothing)
         if side_by_side(pair, ORDER):
             acc, other = _add_pairs(
-                queue[pair], queue[pair + 1], ready[visit_of(pair, ORDER)], ready[visit_of(pair + 1, ORDER)],
-                acc, _sum_of(accs, before(pair + 1, ORDER), nothing), pairs, FORMAT, TWO, sums,
+                queue[pair], queue[pair + 1],
+                ready[place_of(pair, ORDER).visit], ready[place_of(pair + 1, ORDER).visit],
+                acc, _sum_of(accs, place_of(pair + 1, ORDER).before, nothing), pairs, FORMAT, TWO, sums,
             )  # fmt: skip
             accs = accs + (acc, other)  # noqa: RUF005
         else:
             for each in gl.static_range(pair, min(pair + 2, PAIRS)):
-                acc = _sum_of(accs, before(each, ORDER), nothing)
+                acc = _sum_of(accs, place_of(each, ORDER).before, nothing)
                 acc, _ = _add_pairs(
-                    queue[each], (), ready[visit_of(each, ORDER)], (), acc, acc, pairs, FORMAT, TWO, sums
+                    queue[each], (), ready[place_of(each, ORDER).visit], (), acc, acc, pairs, FORMAT, TWO, sums
                 )
                 accs = accs + (acc,)  # noqa: RUF005
 
@@ -318,25 +318,21 @@ def constants(tiles: int, width: int, chosen: Share) -> dict[str, Any]:
 
 
 def supports(packed: PackedWeight) -> bool:
-    """Whether it has four bits, groups of at least 32 (NVFP4: 16), and warps share its columns evenly."""
+    """Whether it is `of_four_bits` with groups of at least 32 (NVFP4: 16), and warps share its columns evenly."""
     (out, width), (_, group) = packed.shape, packed.block
-    if packed.spec.name == "int4" and (group < 32 or packed.tensors["weight_scale"].dtype != torch.bfloat16):
+    if packed.spec.name == "int4" and group < 32:
         return False
-    four = packed.spec.name in ("int4", "mxfp4", "nvfp4")
-    return four and group in (16, 32, 64, 128) and out % 16 == 0 and out <= 16 * WAVE * MOST and width % 512 == 0
+    return of_four_bits(packed) and out % 16 == 0 and out <= 16 * WAVE * MOST and width % 512 == 0
 
 
 def decode_rows(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, chosen: Share | None = None) -> Tensor:
     """x[M, K] bf16 -> x W^T + bias [M, N] for M of 1 to 16 and what `supports` takes; x and bias contiguous."""
     tokens, (out, width) = x.shape[0], packed.shape
-    codes, scales, whole, kind = operands(packed.spec, packed.tensors)
-    words, bits = aligned(codes), aligned(scales)
-    still = words is codes and bits is scales and at_rest(*packed.tensors.values())
+    words, scales, whole, kind, still = as_read(packed)
     chosen = chosen or share(out, width, tokens, kind)
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     decode_rows_kernel[(chosen.programs,)](
-        aligned(x), words.view(torch.int32), bits if kind == "mxfp4" else bits.view(torch.int16), whole,
-        y if bias is None else bias, y, tokens,
+        aligned(x), words, scales, whole, y if bias is None else bias, y, tokens,
         out, width, kind, packed.block[1], bias is not None, still,
         **constants(1 if tokens <= 8 else 2, width, chosen),
         num_warps=WARPS, maxnreg=chosen.registers, **overlapping(x),

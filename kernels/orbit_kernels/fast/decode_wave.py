@@ -40,8 +40,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from ..formats import PackedWeight
 from .beside import overlapping
 from .decode_ptx import eight, factors, multiply, paired, prefetch, receive
-from .dequantize import operands
-from .launching import aligned, at_rest, barrier
+from .launching import aligned, as_read, barrier, of_four_bits
 from .unpack import GROWN, pairs_of
 from .workspace import handed_over
 
@@ -368,26 +367,21 @@ def registers(tiles: int) -> int:
 
 
 def supports(packed: PackedWeight) -> bool:
-    """Whether it has four bits, groups of 16 to 128 with scales as threads want them, and units cover it."""
-    (out, width), (_, group) = packed.shape, packed.block
-    if packed.spec.name == "int4" and packed.tensors["weight_scale"].dtype != torch.bfloat16:
-        return False
-    four = packed.spec.name in ("int4", "mxfp4", "nvfp4")
-    return four and group in (16, 32, 64, 128) and out % ROWS == 0 and width % 256 == 0
+    """Whether it is `of_four_bits` and units cover it."""
+    out, width = packed.shape
+    return of_four_bits(packed) and out % ROWS == 0 and width % 256 == 0
 
 
 def decode_wave(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tensor:
     """x[M, K] bf16 -> x W^T + bias [M, N] for M of 1 to 64 and what `supports` takes; x and bias contiguous."""
     tokens, (out, width) = x.shape[0], packed.shape
-    codes, scales, whole, kind = operands(packed.spec, packed.tensors)
-    words, bits = aligned(codes), aligned(scales)
-    still = words is codes and bits is scales and at_rest(*packed.tensors.values())
+    words, scales, whole, kind, still = as_read(packed)
     tiles = max(1, triton.next_power_of_2(tokens) // 8)
     chosen = constants(out, width, tiles)
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     decode_wave_kernel[(chosen["PROGRAMS"],)](
-        aligned(x), words.view(torch.int32), bits if kind == "mxfp4" else bits.view(torch.int16), whole,
-        y if bias is None else bias, y, handed_over(out * chosen["SLOTS"] * tiles * 8, x.device), tokens,
+        aligned(x), words, scales, whole, y if bias is None else bias, y,
+        handed_over(out * chosen["SLOTS"] * tiles * 8, x.device), tokens,
         out, width, kind, packed.block[1], bias is not None, still, **chosen,
         num_warps=WARPS, maxnreg=registers(tiles), **overlapping(x),
     )  # fmt: skip

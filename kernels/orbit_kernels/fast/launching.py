@@ -11,6 +11,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from ..formats import PackedWeight
+from .dequantize import operands
+
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # its name changed between releases of Triton
 
 
@@ -51,3 +54,19 @@ def at_rest(*tensors: Tensor) -> bool:
         still = still and now is not None and _READ.get(tensor) == now
         _READ[tensor] = now
     return still
+
+
+def of_four_bits(packed: PackedWeight) -> bool:
+    """Whether it has four bits and groups of 16 to 128 with scales as threads want them."""
+    if packed.spec.name == "int4" and packed.tensors["weight_scale"].dtype != torch.bfloat16:
+        return False
+    return packed.spec.name in ("int4", "mxfp4", "nvfp4") and packed.block[1] in (16, 32, 64, 128)
+
+
+def as_read(packed: PackedWeight) -> tuple[Tensor, Tensor, Tensor, str, bool]:
+    """A weight of four bits as kernels are given it: words int32, scales int16 (MXFP4: bytes), NVFP4's scale of all,
+    the kind, and whether it is at rest."""
+    codes, scales, whole, kind = operands(packed.spec, packed.tensors)
+    words, bits = aligned(codes), aligned(scales)
+    still = words is codes and bits is scales and at_rest(*packed.tensors.values())
+    return words.view(torch.int32), bits if kind == "mxfp4" else bits.view(torch.int16), whole, kind, still

@@ -45,7 +45,7 @@ class Cut:
     def together(self, tiles: int, bands: int) -> bool:
         """Whether all pieces of a tile add up: where they are two or more, and all run at a time."""
         uncut, pieces = self.shares(tiles)
-        return 2 * (tiles - uncut) <= pieces <= (SHARING - 1) * (tiles - uncut) and bands * pieces <= ROUND
+        return 0 < 2 * (tiles - uncut) <= pieces <= (SHARING - 1) * (tiles - uncut) and bands * pieces <= ROUND
 
     @property
     def in_place(self) -> int:
@@ -120,7 +120,7 @@ def multiply(
         x_tiles, x_short_tiles, word_tiles, words, scales, whole, lookup, y if bias is None else bias, y,
         partial, arrivals, y if table is None else table,
         x.shape[0], items, bands, tiles, length // (STEP * cut.in_place), uncut, pieces, out, width,
-        kind, group, turned, table is not None, pieces > 0, pieces > 0 and cut.together(tiles, bands), bias is not None,
+        kind, group, turned, table is not None, pieces > 0, cut.together(tiles, bands), bias is not None,
         cut.teams, early, cut.stages(kind, group, turned), cut.in_place,
         **layouts(cut.block, cut.short, cut.outs, kind, group, turned),
         num_warps=WARPS, **(overlapping(x) if early else {}),

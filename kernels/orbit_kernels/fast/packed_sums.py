@@ -6,7 +6,7 @@ The tiles of a band (the outputs for BLOCK rows of x) follow each other, and so 
 run of these steps: the first `uncut` tiles are an item each, the steps of the others are cut evenly in `pieces`,
 wherever tiles end. Items of all bands come first tiles first, so that pieces fill the last round of multiprocessors.
 Where pieces meet inside a tile, each leaves its sum in `partial`, and whoever arrives last adds them in order; where
-two or more pieces are all of a tile, each adds up some of its rows.
+there are two or more pieces a tile, each adds up some of its rows.
 
 So every band is cut alike, and the bits of a row of y depend on that row, on W and on the cut alone.
 """
