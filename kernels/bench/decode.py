@@ -70,10 +70,14 @@ def rows_of(spec: FormatSpec, out: int, width: int) -> list[Row]:
 
 def modes(packed: PackedWeight, tokens: int) -> Iterator[str]:
     """The modes that differ, each in force until the next is asked for."""
+
+    def way() -> tuple[bool, bool]:
+        return in_whole_rows(packed, tokens), in_one_wave(packed, tokens)
+
     yield "invariant"
-    invariant = in_whole_rows(packed, tokens), in_one_wave(packed, tokens)
+    invariant = way()
     set_batch_invariant(False)
-    if (in_whole_rows(packed, tokens), in_one_wave(packed, tokens)) != invariant:
+    if way() != invariant:
         yield "fast"
     set_batch_invariant(True)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def candidates(made: int, length: int, tokens: int) -> list[Cut]:
             tail = tiles - uncut
             if tail <= 0:
                 break
-            for pieces in {ROUND // bands, *((parts * tail) for parts in (2, 3, 4, 6) if uncut)}:
+            for pieces in {ROUND // bands, *(parts * tail for parts in (2, 3, 4, 6) if uncut)}:
                 even = pieces % tail == 0 and not uncut
                 fits = tail < 2 * pieces and pieces * bands <= ROUND and tail * steps >= 4 * pieces
                 if fits and tail != pieces and not even and bands * (tail + pieces) * outs * block * 4 <= ROOM:
@@ -129,7 +130,7 @@ def rows_of(spec: FormatSpec, out: int, width: int, tokens: list[int], report: R
 
 def written(cut: Cut) -> tuple[int, ...]:
     """As a table has it: what is after the last field that was chosen is left out."""
-    fields = (cut.outs, cut.block, cut.short, cut.parts, cut.teams, cut.tail, cut.pieces)
+    fields = astuple(cut)
     return fields if cut.pieces else fields[:5] if cut.teams > 1 else fields[:4]
 
 

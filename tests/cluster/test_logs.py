@@ -68,18 +68,14 @@ def test_dropped_connection_ends_the_stream_and_not_the_pod(ask: Asking, core: c
 def test_log_of_a_container_that_waits_is_refused(ask: Asking, core: client.CoreV1Api) -> None:
     name = ask.start(pod("a", python(""), image="missing:1"))
 
-    def refused_with() -> int | None:
-        with pytest.raises(client.ApiException) as refusal:
-            while True:
-                core.read_namespaced_pod_log(name, ask.namespace)
-                time.sleep(0.05)
-        return refusal.value.status
+    def refused() -> int | None:
+        try:
+            core.read_namespaced_pod_log(name, ask.namespace)
+        except client.ApiException as refusal:
+            return int(refusal.status) if refusal.status != 404 else None  # not yet known to its node
+        return None
 
-    status = refused_with()
-    while status == 404:  # not yet known to its node
-        time.sleep(0.05)
-        status = refused_with()
-    assert status == 400
+    assert until(refused, "its log is refused") == 400
 
 
 def _read_until_broken(stream: Iterable[bytes], lines: list[bytes]) -> None:
