@@ -42,14 +42,15 @@ for turned, cut in cuts:
         "x_tiles": f"tensordesc<bf16[{cut.block}, 64],{x!r}>",
         "x_short_tiles": f"tensordesc<bf16[{cut.short}, 64],{x!r}>",
         "word_tiles": f"tensordesc<i32{tile},{words!r}>",
+        "y_tiles": f"tensordesc<bf16[{cut.block}, {cut.outs}],{x!r}>",
         "scales": {"int4": "*bf16", "fp8": "*fp32"}.get(kind, "*u8"), "whole": "*fp32",
-        "lookup": "*i64", "words": "*i32",
+        "lookup": "*i64",
         **dict.fromkeys(("bias", "y"), "*bf16"), "partial": "*fp32",
         **dict.fromkeys(("arrivals", "table"), "*i32"),
         **dict.fromkeys(("rows", "items", "bands", "tiles", "steps", "uncut", "pieces", "N", "K"), "i32"),
         **dict.fromkeys(constants, "constexpr"),
     }
-    even = ("words", "scales", "whole", "lookup", "bias", "y", "partial", "arrivals", "table", "N", "K")
+    even = ("scales", "whole", "lookup", "bias", "y", "partial", "arrivals", "table", "N", "K")
     aligned = {(packed_product.arg_names.index(name),): [["tt.divisibility", 16]] for name in even}
     named = {(packed_product.arg_names.index(name),): value for name, value in constants.items()}
     source = GluonASTSource(packed_product, signature, named, aligned)

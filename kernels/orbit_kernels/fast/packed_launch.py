@@ -115,9 +115,10 @@ def multiply(
         TensorDescriptor.from_tensor(x, [rows, STEP], gl.NVMMASharedLayout(128, 16, 2))
         for rows in (cut.block, cut.short)
     )
+    y_tiles = TensorDescriptor.from_tensor(y, [cut.block, cut.outs], gl.NVMMASharedLayout(128, 16, 2))
     word_tiles = TensorDescriptor.from_tensor(words, tile, gl.NVMMASharedLayout(min(128, tile[1] * 4), 32, 2))
     packed_product[(programs,)](
-        x_tiles, x_short_tiles, word_tiles, words, scales, whole, lookup, y if bias is None else bias, y,
+        x_tiles, x_short_tiles, word_tiles, scales, whole, lookup, y if bias is None else bias, y, y_tiles,
         partial, arrivals, y if table is None else table,
         x.shape[0], items, bands, tiles, length // (STEP * cut.in_place), uncut, pieces, out, width,
         kind, group, turned, table is not None, pieces > 0, cut.together(tiles, bands), bias is not None,

@@ -6,11 +6,14 @@ A program computes tiles of y^T = W x^T: OUTS outputs for BLOCK rows of x. W sta
 core takes its operand from registers, where the codes are unpacked. Three things happen at a time:
 
     producer      one warp keeps steps of x and of packed words coming, into rings of STAGES places in shared memory
+                  (`packed_copies`)
     tensor core   multiplies 32 columns, W from registers, x from shared memory
     consumers     meanwhile unpack the next 32, into the registers that they will be read from (`packed_pieces`)
 
 Rings have two barriers a place: `full` (its bytes are there) and `empty` (nobody reads it any more). A place holds a
-step, IN_PLACE times 64 columns. A program goes on to its next tile without a pause: the producer is already there.
+step, IN_PLACE times 64 columns. A program goes on to its next tile without a pause: the producer is already there, and
+the copy engine writes a large tile meanwhile. EARLY, a program begins before the kernel ahead of it has ended: barriers
+and rings are ready by then, and each warp waits for that end before it reads.
 
 For few rows of x two teams of such consumers take turns at the steps, so that one unpacks where the other waits.
 `packed_sums` says which steps a program has and how sums come together. A sum is float32, in steps of 16 from left to
@@ -36,63 +39,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from . import packed_scales
 from .launching import barrier, next_place
 from .nvfp4_lookup import fill, own, undoing
+from .packed_copies import produce
 from .packed_pieces import PIECES, piece_of, turned_piece_of, words_of_piece, words_of_step
-from .packed_sums import add_up, add_up_together, ask, corner, hand_in, item_of, join, write
-
-
-@gluon.jit
-def _produce(
-    copied, FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr, SPLIT: gl.constexpr,
-):  # fmt: skip
-    """The copying warp: all steps of every item of this program, as places in the rings fall empty."""
-    x_tiles, x_short_tiles, word_tiles, scales, table, x_ring, word_ring, scale_ring, full, empty, sizes = copied
-    rows, items, bands, tiles, steps, uncut, pieces, N, K = sizes
-    STAGES: gl.constexpr = full.shape[0]
-    IN_PLACE: gl.constexpr = x_ring.shape[0] // STAGES
-    BLOCK: gl.constexpr = x_tiles.block_shape[0]
-    SHORT: gl.constexpr = x_short_tiles.block_shape[0]
-    STEP: gl.constexpr = x_tiles.block_shape[1]
-    PER: gl.constexpr = 4 if FORMAT == "fp8" else 8  # elements in a word
-    OUTS: gl.constexpr = word_tiles.block_shape[1] * PER if TURNED else word_tiles.block_shape[0]
-    place, phase = 0, 0
-    for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        expert, row, end, tile, after, begin, until = item_of(
-            item, table, rows, bands, tiles, steps, uncut, pieces, BLOCK, IN_PLACE, GROUPED, SPLIT
-        )
-        if expert < 0:
-            after = tile
-        for each in range(tile, after):
-            high, column = corner(expert, each, N, OUTS, TURNED)
-            if SPLIT:
-                begin_here, until_here = max(begin - each * steps, 0), min(until - each * steps, steps)
-            else:
-                begin_here, until_here = begin, until
-            for step in range(begin_here, until_here):
-                here = full.index(place)
-                mbarrier.wait(empty.index(place), phase ^ 1)
-                short = SHORT < BLOCK and end - row <= SHORT
-                if short:
-                    mbarrier.expect(here, IN_PLACE * (x_short_tiles.block_type.nbytes + word_tiles.block_type.nbytes))
-                else:
-                    mbarrier.expect(here, IN_PLACE * (x_tiles.block_type.nbytes + word_tiles.block_type.nbytes))
-                for i in gl.static_range(IN_PLACE):
-                    k = (step * IN_PLACE + i) * STEP
-                    at = place * IN_PLACE + i
-                    if short:
-                        x_short = x_ring.index(at).slice(0, SHORT, dim=0)
-                        tma.async_copy_global_to_shared(x_short_tiles, [row, k], here, x_short)
-                    else:
-                        tma.async_copy_global_to_shared(x_tiles, [row, k], here, x_ring.index(at))
-                    words = word_ring.index(at)
-                    if TURNED:
-                        tma.async_copy_global_to_shared(word_tiles, [high + k, column // PER], here, words)
-                        if FORMAT != "fp8":
-                            packed_scales.copy(scales, scale_ring.index(at), high + k, column, K, GROUP)
-                    else:
-                        tma.async_copy_global_to_shared(word_tiles, [high, k // PER], here, words)
-                if TURNED and FORMAT != "fp8":
-                    async_copy.mbarrier_arrive(here, increment_count=False)
-                place, phase = next_place(place, phase, STAGES)
+from .packed_sums import add_up, add_up_together, corner, hand_in, item_of, join, write
 
 
 @gluon.jit
@@ -185,7 +134,7 @@ def _tile(
     fetched: gl.constexpr,
 ):  # fmt: skip
     """Rows row..end of y, BLOCK at most, and OUTS of their outputs, or what steps first..last have in their sums."""
-    scales, lookup, bias, y, partial, arrivals = tensors
+    scales, lookup, bias, y, y_tiles, partial, arrivals = tensors
     x_ring, word_ring, scale_ring, turning, sums, full, empty, given, taken = rings
     _, _, bands, tiles, steps, uncut, pieces, N, K = sizes
     PER: gl.constexpr = 4 if FORMAT == "fp8" else 8  # elements in a word
@@ -204,13 +153,13 @@ def _tile(
                 hand_in(acc, partial, item, bands, row, tile, tiles, uncut, pieces, x_ring.shape[1], product)
             elif last - first < steps:
                 add_up(
-                    acc, bias, y, partial, arrivals, turning, item, bands, row, end, tile, tiles, steps, uncut, pieces,
-                    out0, OUT, x_ring.shape[1], x_ring.shape[0] // full.shape[0], BIAS, TEAMS, product,
+                    acc, bias, y, y_tiles, partial, arrivals, turning, item, bands, row, end, tile, tiles, steps,
+                    uncut, pieces, out0, OUT, x_ring.shape[0] // full.shape[0], BIAS, TEAMS, product,
                 )  # fmt: skip
             else:
-                write(acc, bias, y, turning, row, end, out0, OUT, BIAS, product)
+                write(acc, bias, y, y_tiles, turning, row, end, out0, OUT, BIAS, product)
         else:
-            write(acc, bias, y, turning, row, end, out0, OUT, BIAS, product)
+            write(acc, bias, y, y_tiles, turning, row, end, out0, OUT, BIAS, product)
 
 
 @gluon.jit
@@ -240,23 +189,27 @@ def _high_or_short(
 @gluon.jit
 def _consume(
     given_to_all, FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr,
-    SPLIT: gl.constexpr, TOGETHER: gl.constexpr, BIAS: gl.constexpr, TEAMS: gl.constexpr, WHICH: gl.constexpr,
-    product: gl.constexpr, left: gl.constexpr, short_product: gl.constexpr, short_left: gl.constexpr,
-    loaded: gl.constexpr, eights: gl.constexpr, scales3: gl.constexpr, stored: gl.constexpr,
-    fetched: gl.constexpr,
+    SPLIT: gl.constexpr, TOGETHER: gl.constexpr, BIAS: gl.constexpr, TEAMS: gl.constexpr, EARLY: gl.constexpr,
+    WHICH: gl.constexpr, product: gl.constexpr, left: gl.constexpr, short_product: gl.constexpr,
+    short_left: gl.constexpr, loaded: gl.constexpr, eights: gl.constexpr, scales3: gl.constexpr,
+    stored: gl.constexpr, fetched: gl.constexpr,
 ):  # fmt: skip
     """The warps that unpack and multiply, or one of two teams of them."""
-    x_tiles, x_short_tiles, scales, whole, lookup, bias, y, partial, arrivals, table, rings, sizes = given_to_all
+    x_tiles, x_short_tiles, tensors, rings, sizes = given_to_all
+    scales, whole, lookup, bias, y, y_tiles, partial, arrivals, table = tensors
     x_ring, _, _, turning, _, full, _, _, _ = rings
     rows, items, bands, tiles, steps, uncut, pieces, N, K = sizes
     NVFP4: gl.constexpr = FORMAT == "nvfp4-divide" or FORMAT == "nvfp4-multiply"
     BLOCK: gl.constexpr = x_tiles.block_shape[0]
     SHORT: gl.constexpr = x_short_tiles.block_shape[0]
     IN_PLACE: gl.constexpr = x_ring.shape[0] // full.shape[0]
+    LATE: gl.constexpr = BLOCK == 256  # parts are added up after the loop, for registers' sake
     done, known, joined = 0, -1, 0
     if NVFP4:
         lookup = own(lookup, TEAMS, WHICH)
-    tensors = (scales, lookup, bias, y, partial, arrivals)
+    if EARLY:
+        gdc_wait()
+    tensors = (scales, lookup, bias, y, y_tiles, partial, arrivals)
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         expert, row, end, tile, after, begin, until = item_of(
             item, table, rows, bands, tiles, steps, uncut, pieces, BLOCK, IN_PLACE, GROUPED, SPLIT
@@ -276,7 +229,7 @@ def _consume(
                     )  # fmt: skip
                     done += last - first
                     joined += 1
-                if TOGETHER and WHICH == 0 and item >= bands * uncut:
+                if TOGETHER and WHICH == 0 and not LATE and item >= bands * uncut:
                     add_up_together(
                         bias, y, partial, arrivals, item, bands, row, end, begin, until, tiles, steps, uncut, pieces,
                         K if TURNED else N, turning.shape[1], BLOCK, IN_PLACE, BIAS,
@@ -289,6 +242,18 @@ def _consume(
                 )  # fmt: skip
                 done += steps
                 joined += 1
+    if TOGETHER and WHICH == 0 and LATE:
+        for item in range(gl.program_id(0), items, gl.num_programs(0)):
+            if item >= bands * uncut:
+                expert, row, end, tile, after, begin, until = item_of(
+                    item, table, rows, bands, tiles, steps, uncut, pieces, BLOCK, IN_PLACE, GROUPED, SPLIT
+                )
+                add_up_together(
+                    bias, y, partial, arrivals, item, bands, row, end, begin, until, tiles, steps, uncut, pieces,
+                    K if TURNED else N, turning.shape[1], BLOCK, IN_PLACE, BIAS,
+                )  # fmt: skip
+    if WHICH == 0:
+        tma.store_wait(0)  # what shared memory holds has been read
 
 
 @gluon.jit(
@@ -296,7 +261,7 @@ def _consume(
     do_not_specialize_on_alignment=["whole"],  # of one expert anywhere in its stack
 )
 def packed_product(
-    x_tiles, x_short_tiles, word_tiles, words, scales, whole, lookup, bias, y, partial, arrivals, table,
+    x_tiles, x_short_tiles, word_tiles, scales, whole, lookup, bias, y, y_tiles, partial, arrivals, table,
     rows, items, bands, tiles, steps, uncut, pieces, N, K,
     FORMAT: gl.constexpr, GROUP: gl.constexpr, TURNED: gl.constexpr, GROUPED: gl.constexpr,
     SPLIT: gl.constexpr, TOGETHER: gl.constexpr, BIAS: gl.constexpr, TEAMS: gl.constexpr, EARLY: gl.constexpr,
@@ -313,12 +278,6 @@ def packed_product(
     PER: gl.constexpr = 4 if FORMAT == "fp8" else 8  # elements in a word
     OUTS: gl.constexpr = WIDE * PER if TURNED else HIGH
     if EARLY:
-        if not TURNED and not GROUPED:
-            _, _, _, tile, _, begin, until = item_of(
-                gl.program_id(0), table, rows, bands, tiles, steps, uncut, pieces, BLOCK, IN_PLACE, GROUPED, SPLIT
-            )
-            first = begin - tile * steps if SPLIT else 0
-            ask(words, tile, first, min(until - begin, steps - first), N, K, OUTS, STEP * IN_PLACE, PER)
         gdc_launch_dependents()
     RUNS: gl.constexpr = STAGES * IN_PLACE  # of 64 columns
     x_ring = gl.allocate_shared_memory(gl.bfloat16, [RUNS, BLOCK, STEP], x_tiles.layout)
@@ -352,12 +311,11 @@ def packed_product(
     else:
         sums, given, taken = turning, full, empty
     fence_async_shared()
-    if EARLY:
-        gdc_wait()
     barrier()
     sizes = (rows, items, bands, tiles, steps, uncut, pieces, N, K)
     rings = (x_ring, word_ring, scale_ring, turning, sums, full, empty, given, taken)
-    given_to_all = (x_tiles, x_short_tiles, scales, whole, lookup, bias, y, partial, arrivals, table, rings, sizes)
+    tensors = (scales, whole, lookup, bias, y, y_tiles, partial, arrivals, table)
+    given_to_all = (x_tiles, x_short_tiles, tensors, rings, sizes)
     copied = (x_tiles, x_short_tiles, word_tiles, scales, table, x_ring, word_ring, scale_ring, full, empty, sizes)
     if TEAMS == 2:
         gl.warp_specialize(
@@ -365,18 +323,18 @@ def packed_product(
                 (
                     _consume,
                     (
-                        given_to_all, FORMAT, GROUP, TURNED, GROUPED, SPLIT, TOGETHER, BIAS, TEAMS, FIRST,
+                        given_to_all, FORMAT, GROUP, TURNED, GROUPED, SPLIT, TOGETHER, BIAS, TEAMS, EARLY, FIRST,
                         product, left, short_product, short_left, loaded, eights, scales3, stored, fetched,
                     ),
                 ),
                 (
                     _consume,
                     (
-                        given_to_all, FORMAT, GROUP, TURNED, GROUPED, SPLIT, TOGETHER, BIAS, TEAMS, SECOND,
+                        given_to_all, FORMAT, GROUP, TURNED, GROUPED, SPLIT, TOGETHER, BIAS, TEAMS, EARLY, SECOND,
                         product, left, short_product, short_left, loaded, eights, scales3, stored, fetched,
                     ),
                 ),
-                (_produce, (copied, FORMAT, GROUP, TURNED, GROUPED, SPLIT)),
+                (produce, (copied, FORMAT, GROUP, TURNED, GROUPED, SPLIT, EARLY)),
             ],
             [8, 1],
             [104, 24],
@@ -387,11 +345,11 @@ def packed_product(
                 (
                     _consume,
                     (
-                        given_to_all, FORMAT, GROUP, TURNED, GROUPED, SPLIT, TOGETHER, BIAS, TEAMS, FIRST,
+                        given_to_all, FORMAT, GROUP, TURNED, GROUPED, SPLIT, TOGETHER, BIAS, TEAMS, EARLY, FIRST,
                         product, left, short_product, short_left, loaded, eights, scales3, stored, fetched,
                     ),
                 ),
-                (_produce, (copied, FORMAT, GROUP, TURNED, GROUPED, SPLIT)),
+                (produce, (copied, FORMAT, GROUP, TURNED, GROUPED, SPLIT, EARLY)),
             ],
             [1],
             [40],

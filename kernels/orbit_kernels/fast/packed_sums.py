@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
-from .decode_ptx import prefetch
 from .launching import barrier
 
 MOST_IN_PLACE = gl.constexpr(2)  # cuts come at steps of so many times 64 columns, so that all tiles are cut alike
@@ -61,33 +60,33 @@ def corner(expert, tile, N, OUTS: gl.constexpr, TURNED: gl.constexpr):
 
 
 @gluon.jit
-def ask(words, tile, first, count, N, K, OUTS: gl.constexpr, STEP: gl.constexpr, PER: gl.constexpr):
-    """For the first of `count` steps of the rows of W of a tile to come to the L2 cache."""
-    row = gl.arange(0, 256, layout=gl.BlockedLayout([1], [32], [8], [0]))
-    size = gl.where(row < OUTS, min(count, 16) * (STEP // PER * 4), 0)
-    n = (tile * OUTS + row).to(gl.int64)
-    prefetch(words + n * (K // PER) + first * (STEP // PER), size)
-
-
-@gluon.jit
 def write(
-    total, bias, y, turning, row, end, out0, OUT, BIAS: gl.constexpr, product: gl.constexpr,
+    total, bias, y, y_tiles, turning, row, end, out0, OUT, BIAS: gl.constexpr, product: gl.constexpr,
 ):  # fmt: skip
-    """Rows row..end of y from total[OUTS, BLOCK], turned on the way through shared memory."""
+    """Rows row..end of y from total[OUTS, BLOCK], turned on the way through shared memory; large tiles by the copy
+    engine, while the next one's sum begins."""
     BLOCK: gl.constexpr = total.shape[1]
     OUTS: gl.constexpr = total.shape[0]
-    store: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [8, 1], [1, 0])
+    COPIED: gl.constexpr = turning.shape[0] == BLOCK and BLOCK * OUTS > 128 * 128
     if BIAS:
         n = out0 + gl.arange(0, OUTS, layout=gl.SliceLayout(1, product))
         total += gl.expand_dims(gl.load(bias + n).to(gl.float32), 1)
+    if COPIED:
+        tma.store_wait(0)
     barrier()  # the tile before has been read
     turning.slice(0, BLOCK, dim=0).store(total.to(gl.bfloat16).permute([1, 0]))
-    barrier()
-    turned = turning.slice(0, BLOCK, dim=0).load(store)
-    m = row + gl.arange(0, BLOCK, layout=gl.SliceLayout(1, store))
-    o = out0 + gl.arange(0, OUTS, layout=gl.SliceLayout(0, store))
-    target = y + gl.expand_dims(m.to(gl.int64) * OUT, 1) + gl.expand_dims(o, 0)
-    gl.store(gl.max_contiguous(gl.multiple_of(target, [1, 16]), [1, 8]), turned, mask=gl.expand_dims(m < end, 1))
+    if COPIED and end - row >= BLOCK:
+        fence_async_shared()
+        barrier()
+        tma.async_copy_shared_to_global(y_tiles, [row, out0], turning)
+    else:
+        barrier()
+        store: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [8, 1], [1, 0])
+        turned = turning.slice(0, BLOCK, dim=0).load(store)
+        m = row + gl.arange(0, BLOCK, layout=gl.SliceLayout(1, store))
+        o = out0 + gl.arange(0, OUTS, layout=gl.SliceLayout(0, store))
+        target = y + gl.expand_dims(m.to(gl.int64) * OUT, 1) + gl.expand_dims(o, 0)
+        gl.store(gl.max_contiguous(gl.multiple_of(target, [1, 16]), [1, 8]), turned, mask=gl.expand_dims(m < end, 1))
 
 
 @gluon.jit
@@ -123,12 +122,13 @@ def _cells(partial, band, tile, tiles, uncut, pieces, piece, CELLS: gl.constexpr
 
 @gluon.jit
 def add_up(
-    acc, bias, y, partial, arrivals, turning, item, bands, row, end, tile, tiles, steps, uncut, pieces, out0, OUT,
-    MOST: gl.constexpr, IN_PLACE: gl.constexpr, BIAS: gl.constexpr, TEAMS: gl.constexpr, product: gl.constexpr,
+    acc, bias, y, y_tiles, partial, arrivals, turning, item, bands, row, end, tile, tiles, steps, uncut, pieces,
+    out0, OUT, IN_PLACE: gl.constexpr, BIAS: gl.constexpr, TEAMS: gl.constexpr, product: gl.constexpr,
 ):  # fmt: skip
-    """A share of a tile's sum from acc[OUTS, BLOCK]; by whoever is last, the tile. MOST is the largest BLOCK."""
+    """A share of a tile's sum from acc[OUTS, BLOCK]; by whoever is last, the tile."""
     OUTS: gl.constexpr = acc.shape[0]
     BLOCK: gl.constexpr = acc.shape[1]
+    MOST: gl.constexpr = turning.shape[0]
     CELLS: gl.constexpr = OUTS * MOST
     cut, band = tiles - uncut, row // MOST
     front, back = _sharing(tile, tiles, steps, uncut, pieces, IN_PLACE)
@@ -159,7 +159,7 @@ def add_up(
         else:
             for each in range(front + 1, back + 1):
                 total += gl.load(cells + each * CELLS, cache_modifier=".cg")
-        write(total, bias, y, turning, row, end, out0, OUT, BIAS, product)
+        write(total, bias, y, y_tiles, turning, row, end, out0, OUT, BIAS, product)
         gl.store(arrived, 0)  # ready for the next launch
 
 
