@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from fast_suite import weight
@@ -16,7 +17,7 @@ SHAPES = [(9728, 2560), (2560, 9728), (4096, 2560), (7168, 2048), (2048, 7168), 
 
 def test_programs_have_every_group_of_rows_and_none_has_too_many():
     for out, width in SHAPES:
-        for tokens, kind in itertools.product(range(1, 17), ("int4", "mxfp4", "nvfp4-divide")):
+        for tokens, kind in itertools.product(range(1, 17), ("int4", "mxfp4", "nvfp4-divide", "fp8")):
             chosen, groups = share(out, width, tokens, kind), out // 16
             assert 1 <= chosen.groups <= min(groups, MOST)
             starts = [at * (groups - chosen.groups) // max(chosen.programs - 1, 1) for at in range(chosen.programs)]
@@ -43,5 +44,10 @@ def test_a_product_goes_there_only_where_rows_may_change_their_bits_and_it_is_me
     assert in_whole_rows(packed, 1) and in_whole_rows(packed, 8)
     assert not in_whole_rows(packed, 17) and not in_whole_rows(small, 1)
     assert not in_whole_rows(quantize(weight(2048, 256), FORMATS["mxfp4"]), 1)
+    octets, long = (quantize(weight(2048, width), FORMATS["fp8"]) for width in (2048, 7680))
+    assert in_whole_rows(octets, 16) and not in_whole_rows(octets, 17)
+    assert in_whole_rows(long, 8) and not in_whole_rows(long, 9)
+    finer = {key: t if key == "weight" else t.repeat_interleave(2, 0) for key, t in octets.tensors.items()}
+    assert not in_whole_rows(replace(octets, tensors=finer, block=(64, 128)), 1)
     set_batch_invariant(True)
     assert not in_whole_rows(packed, 1)

@@ -135,10 +135,10 @@ kind, group = sys.argv[2], int(sys.argv[3])
 for out, width, tokens, at_rest in ((9728, 2560, 1, True), (2560, 9728, 8, True), (7168, 2048, 16, False)):
     chosen, tiles = share(out, width, tokens, kind), 1 if tokens <= 8 else 2
     constant = {"N": out, "K": width, "FORMAT": kind, "GROUP": group, "BIAS": True, "AT_REST": at_rest}
-    constant |= constants(tiles, width, chosen)
+    constant |= constants(tiles, width, chosen, kind)
     pointers = {
-        **dict.fromkeys(("x", "bias", "y"), "*bf16"), "words": "*i32", "scales": "*u8" if kind == "mxfp4" else "*i16",
-        "whole": "*fp32",
+        **dict.fromkeys(("x", "bias", "y"), "*bf16"), "words": "*i32",
+        "scales": {"mxfp4": "*u8", "fp8": "*fp32"}.get(kind, "*i16"), "whole": "*fp32",
     }
     signature = pointers | {"M": "i32"} | dict.fromkeys(constant, "constexpr")
     names = decode_rows_kernel.arg_names
@@ -157,7 +157,7 @@ CASES = {
     "fp8": (COMPILE, "fp8", "128"), "w8a8": (COMPILE_W8A8,), "wave int4": (COMPILE_WAVE, "int4", "128"),
     "wave mxfp4": (COMPILE_WAVE, "mxfp4", "32"), "wave nvfp4": (COMPILE_WAVE, "nvfp4-divide", "16"),
     "rows int4": (COMPILE_ROWS, "int4", "128"), "rows mxfp4": (COMPILE_ROWS, "mxfp4", "32"),
-    "rows nvfp4": (COMPILE_ROWS, "nvfp4-divide", "16"),
+    "rows nvfp4": (COMPILE_ROWS, "nvfp4-divide", "16"), "rows fp8": (COMPILE_ROWS, "fp8", "128"),
 }  # fmt: skip
 
 

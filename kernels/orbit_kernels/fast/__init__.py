@@ -2,7 +2,7 @@
 
     decode        weight-only product for 1 to 64 tokens, reading W once as stored
     decode_wave   the same for weights of four bits, an even share of W for every program
-    decode_rows   the same for up to 16 tokens, whole rows for every program
+    decode_rows   the same for up to 16 tokens, FP8 too, whole rows for every program
     dequantize    every packed format -> dense bfloat16, the reference's bits
     quantize      float weights -> every packed format, the reference's bits
     dense         many tokens: scratch of at most 64 MiB and cuBLAS, forward and gradient

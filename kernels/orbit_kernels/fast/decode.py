@@ -19,7 +19,8 @@ arrives last adds them in order; for more tokens one program folds them as it go
 result, bit for bit, for every M in 1..64 and in every run; the only atomics count arrivals.
 
 `decode_wave` does the same without LoRA for NVFP4, which is faster there. Where rows need not keep their bits beside
-more others (`modes`), it and `decode_rows` take weights of four bits: faster for few tokens, slower for many.
+more others (`modes`), it and `decode_rows` take weights of four bits, `decode_rows` FP8 too: faster for few tokens,
+slower for many.
 """
 
 from __future__ import annotations
@@ -307,7 +308,7 @@ def decode(
 
 def in_whole_rows(packed: PackedWeight, tokens: int) -> bool:
     """Whether `decode_rows` takes this product, which gives those tokens other bits than they have beside more."""
-    return not is_batch_invariant() and rows_supports(packed) and pays(*packed.shape, tokens)
+    return not is_batch_invariant() and rows_supports(packed) and pays(*packed.shape, tokens, packed.spec.name)
 
 
 def in_one_wave(packed: PackedWeight, tokens: int) -> bool:

@@ -1,9 +1,10 @@
 # mypy: disable-error-code="no-untyped-def"
 # (the parameters of a Triton kernel are tensors and constants, which Python types do not describe)
-"""What `decode_wave` does in instructions of its own, because Gluon has no words for it or would choose others.
+"""What `decode_wave` and `decode_rows` do in instructions of their own, because Gluon has no words for it or would
+choose others.
 
 The arithmetic of weights is that of `unpack`, in whose words a `word` is eight codes of four bits; it comes out as
-columns (0, 4), (1, 5), (2, 6), (3, 7), times 2^-32.
+columns (0, 4), (1, 5), (2, 6), (3, 7), times 2^-32. Eight codes of FP8 are two words, and come out as they are.
 """
 
 from __future__ import annotations
@@ -22,14 +23,39 @@ _NVFP4_FACTORS = gl.constexpr(
     }}"""
 )
 
+_TWO_OF_E4M3 = """
+    mov.b32 {{low, high}}, {halves};
+    cvt.f32.f16 f, low;
+    cvt.f32.f16 g, high;
+    mul.rn.f32 f, f, $6;
+    mul.rn.f32 g, g, $6;
+    cvt.rn.bf16x2.f32 {weights}, g, f;"""
+
+
+def _e4m3() -> gl.constexpr:
+    """Instructions: words $4 and $5 of four codes each -> $0.. $3, neighbours, times $6. See `unpack._e4m3_asm`."""
+    lines = ".reg .b16 first, second, low, high; .reg .b32 p, q; .reg .f32 f, g;"
+    for word in range(2):
+        lines += f"mov.b32 {{first, second}}, ${4 + word};"
+        lines += "cvt.rn.f16x2.e4m3x2 p, first; cvt.rn.f16x2.e4m3x2 q, second;"
+        lines += _TWO_OF_E4M3.format(halves="p", weights=f"${2 * word}")
+        lines += _TWO_OF_E4M3.format(halves="q", weights=f"${2 * word + 1}")
+    return gl.constexpr(f"{{{lines}}}")
+
+
+_E4M3 = _e4m3()
+
 
 @gluon.jit
 def factors(bits, pairs, HALF: gl.constexpr, FORMAT: gl.constexpr):
-    """What the codes of a half of a thread's 32 columns are multiplied by; `bits` are their scale or two, as stored."""
+    """What the codes of a half of a thread's columns are multiplied by; `bits` are their scale or two, as stored, or
+    FP8's as float32."""
     if FORMAT == "int4":
         return _int4_factors(bits)
     elif FORMAT == "mxfp4":
         return ((gl.minimum(bits & 0xFF, 161) + 94) * 0x00800080,)
+    elif FORMAT == "fp8":
+        return (bits,)
     else:
         return _nvfp4_factors((bits >> HALF * 8) & 0xFF, pairs)
 
@@ -71,7 +97,7 @@ def _nvfp4_factors(code, pairs):
 
 @gluon.jit
 def eight(word, by, FORMAT: gl.constexpr):
-    """A word of eight codes, by `factors` -> weights (0, 4), (1, 5), (2, 6), (3, 7)."""
+    """A word of eight codes, by `factors` -> weights (0, 4), (1, 5), (2, 6), (3, 7). Of FP8 two words -> neighbours."""
     if FORMAT == "int4":
         return gl.inline_asm_elementwise(
             INT4,
@@ -86,6 +112,15 @@ def eight(word, by, FORMAT: gl.constexpr):
             MXFP4,
             "=&r,=&r,=&r,=&r,r,r",
             [word, by[0]],
+            dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
+            is_pure=True,
+            pack=1,
+        )
+    elif FORMAT == "fp8":
+        return gl.inline_asm_elementwise(
+            _E4M3,
+            "=&r,=&r,=&r,=&r,r,r,r",
+            [word[0], word[1], by[0]],
             dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
             is_pure=True,
             pack=1,

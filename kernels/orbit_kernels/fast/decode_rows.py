@@ -1,14 +1,15 @@
 # mypy: disable-error-code="no-untyped-def, assignment, misc"
 # (the parameters of a Triton kernel are pointers and constants, its tuples change their length)
-"""Weights of four bits for few tokens, whole rows a program: y[M, N] = x[M, K] W^T for M of 1 to 16, INT4, MXFP4 and
-NVFP4.
+"""Packed weights for few tokens, whole rows a program: y[M, N] = x[M, K] W^T for M of 1 to 16, INT4, MXFP4, NVFP4 and
+FP8 of blocks of 128 x 128.
 
 A program owns some groups of 16 rows, and its eight warps an eighth of the columns each: no sum crosses programs, and
 warps meet once, at the end, to add up their eighths in shared memory, in the order of the columns. Until then each is
 alone with its registers. Weights and x come straight from global memory: a thread loads 16 bytes of two neighbouring
 rows at a time (the 32 columns of a chunk of 128 that are its own; 8 bytes where 64 columns are left), and x of the same
 columns of the token that the tensor core wants from it. Weights are unpacked and columns named by who holds them as in
-`decode_wave`, whose helpers these are.
+`decode_wave`, whose helpers these are. Of FP8 the 16 bytes are 16 columns of a chunk of 64, already in the pairs in
+which they are unpacked; a warp's rows and columns lie in one block, so both rows have one scale.
 
 All is written out without a loop, in pairs of a chunk and a group (`Order`): words and scales of the next pairs are on
 their way, the products of two groups alternate, addresses are one base plus constants.
@@ -47,9 +48,12 @@ MOST = 8  # groups of a program
 
 
 @gluon.jit
-def _registers(words, threads: gl.constexpr):
-    """[warp, lane, 4 or 2] -> its registers."""
-    if words.shape[2] == 4:
+def _registers(words, threads: gl.constexpr, FORMAT: gl.constexpr):
+    """[warp, lane, 4 or 2] -> its registers, each or (FP8) two of them eight codes."""
+    if FORMAT == "fp8":
+        a, b, c, d = _four(words, threads)
+        return (a, b), (c, d)
+    elif words.shape[2] == 4:
         return _four(words, threads)
     else:
         a, b = gl.split(words)
@@ -57,14 +61,22 @@ def _registers(words, threads: gl.constexpr):
 
 
 @gluon.jit
-def _load_pair(at, pair: gl.constexpr, ORDER: gl.constexpr, K: gl.constexpr, IN_ROW: gl.constexpr, SHORT: gl.constexpr):
+def _load_pair(
+    at, first, pair: gl.constexpr, ORDER: gl.constexpr, K: gl.constexpr, IN_ROW: gl.constexpr, SHORT: gl.constexpr,
+    FORMAT: gl.constexpr,
+):  # fmt: skip
     """Words and scales of a thread's two rows. Of whole chunks a row has IN_ROW scales, of the rest SHORT (of NVFP4
-    two at a time, or each)."""
+    two at a time, or each). Of FP8 both rows have one scale, and chunks two by two."""
     long_at, long_scale, short_at, short_scale = at
     CHUNK: gl.constexpr = place_of(pair, ORDER).chunk
     GROUP: gl.constexpr = place_of(pair, ORDER).group
     words: gl.constexpr = GROUP * 2 * K + CHUNK * 16
-    if CHUNK < K // 1024:
+    if FORMAT == "fp8":
+        in_block = (long_scale if CHUNK % 2 == 0 else short_scale) + ((first + GROUP) // 8 * IN_ROW + CHUNK // 2)
+        by = gl.load(in_block).to(gl.float32)
+        row = long_at + (GROUP * 4 * K + CHUNK * 16)
+        return gl.load(row), gl.load(row + K // 4), by, by
+    elif CHUNK < K // 1024:
         scale: gl.constexpr = GROUP * 16 * IN_ROW + CHUNK * 128 * IN_ROW // K
         return (
             gl.load(long_at + words), gl.load(long_at + (words + K // 8)),
@@ -80,22 +92,27 @@ def _load_pair(at, pair: gl.constexpr, ORDER: gl.constexpr, K: gl.constexpr, IN_
 
 
 @gluon.jit
-def _load_x(at, present, chunk: gl.constexpr, K: gl.constexpr):
+def _load_x(at, present, chunk: gl.constexpr, K: gl.constexpr, FORMAT: gl.constexpr):
     """x of a thread's columns of a chunk, eight columns at a time."""
-    LONG: gl.constexpr = chunk < K // 1024
+    LONG: gl.constexpr = chunk < K // 1024 and FORMAT != "fp8"
+    begin: gl.constexpr = chunk * (32 if FORMAT == "fp8" else 64)
     x = ()
     for word in gl.static_range(4 if LONG else 2):
-        columns = gl.load(at[0 if LONG else 1] + (chunk * 64 + word * 4), mask=present, other=0)
+        columns = gl.load(at[0 if LONG else 1] + (begin + word * 4), mask=present, other=0)
         x = x + (columns,)  # noqa: RUF005 (Gluon knows no star)
     return x
 
 
 @gluon.jit
-def _all_paired(x):
-    in_pairs = ()
-    for word in gl.static_range(len(x)):
-        in_pairs = in_pairs + (paired(x[word]),)  # noqa: RUF005
-    return in_pairs
+def _all_paired(x, FORMAT: gl.constexpr):
+    """Columns as `eight` pairs them."""
+    if FORMAT == "fp8":
+        return x
+    else:
+        in_pairs = ()
+        for word in gl.static_range(len(x)):
+            in_pairs = in_pairs + (paired(x[word]),)  # noqa: RUF005
+        return in_pairs
 
 
 @gluon.jit
@@ -116,10 +133,10 @@ def _add_pairs(pair, other, x, x_of_other, acc, acc_of_other, pairs, FORMAT: gl.
                sums: gl.constexpr):  # fmt: skip
     """The sums of two groups + the products of a pair of each, word by word in turn; `other` may be ()."""
     threads: gl.constexpr = pairs.type.layout
-    row, below = _registers(pair[0], threads), _registers(pair[1], threads)
+    row, below = _registers(pair[0], threads, FORMAT), _registers(pair[1], threads, FORMAT)
     other_row, other_below = (), ()
     if len(other) > 0:
-        other_row, other_below = _registers(other[0], threads), _registers(other[1], threads)
+        other_row, other_below = _registers(other[0], threads, FORMAT), _registers(other[1], threads, FORMAT)
     for i in gl.static_range(4):
         if i < len(row):
             if i % 2 == 0:
@@ -170,8 +187,10 @@ def decode_rows_kernel(
     CHUNKS: gl.constexpr = ORDER.chunks
     PAIRS: gl.constexpr = ORDER.pairs
     AHEAD: gl.constexpr = ORDER.ahead
-    IN_ROW: gl.constexpr = K // GROUP if FORMAT == "int4" else K // 32  # scales, of NVFP4 two at a time
-    TWO: gl.constexpr = N // 16 <= 132  # a group is alone, and has two sums
+    PER: gl.constexpr = 4 if FORMAT == "fp8" else 8  # codes of a word
+    IN_ROW: gl.constexpr = K // GROUP if FORMAT == "int4" or FORMAT == "fp8" else K // 32  # scales, of NVFP4 in twos
+    NVFP4: gl.constexpr = FORMAT != "int4" and FORMAT != "mxfp4" and FORMAT != "fp8"
+    TWO: gl.constexpr = N // 16 <= 132 or (N // 16 < 240 and FORMAT == "fp8")  # a group is alone, and has two sums
     threads: gl.constexpr = gl.SliceLayout(2, long)
     first = gl.program_id(0) * (N // 16 - ORDER.groups) // max(PROGRAMS - 1, 1)  # group
     warp, lane = _axis(8, 0, threads), _axis(32, 1, threads)
@@ -180,7 +199,7 @@ def decode_rows_kernel(
         gdc_wait()
 
     row, t = first * 16 + lane // 4 * 2, lane % 4
-    word = row * (K // 8) + warp * (SHARE // 8)
+    word = row * (K // PER) + warp * (SHARE // PER)
     long_at = gl.expand_dims(words + (word + t * 4), 2) + _axis(4, 2, long)
     long_scale = scales + (row * IN_ROW + (warp * SHARE + t * 32) // (K // IN_ROW))
     in_short: gl.constexpr = gl.SliceLayout(2, short)
@@ -189,18 +208,22 @@ def decode_rows_kernel(
     short_at = gl.expand_dims(words + short_word, 2) + _axis(2, 2, short)
     rest: gl.constexpr = SHARE // 128 * 128
     short_scale = scales
-    if FORMAT != "int4" and FORMAT != "mxfp4":
+    if NVFP4:
         short_scale = scales.to(gl.pointer_type(gl.uint8), bitcast=True)
     short_scale += row * (K // GROUP) + (warp * SHARE + rest + t * 16) // GROUP
+    if FORMAT == "fp8":  # of the chunks 0, 2, 4.. and 1, 3, 5..
+        long_scale = scales + (warp * SHARE + lane * 0) // GROUP
+        short_scale = scales + (warp * SHARE + 64 + lane * 0) // GROUP
     at = (long_at, long_scale, short_at, short_scale)
     queue = ()
     for pair in gl.static_range(AHEAD):
-        queue = queue + (_load_pair(at, pair, ORDER, K, IN_ROW, K // GROUP),)  # noqa: RUF005
+        queue = queue + (_load_pair(at, first, pair, ORDER, K, IN_ROW, K // GROUP, FORMAT),)  # noqa: RUF005
     if AHEAD < PAIRS:  # what is not on its way yet; the rows of a program lie together
-        EACH: gl.constexpr = (ORDER.groups - least(ORDER)) * 2 * K // 8  # words of a warp's part
-        prefetch(words + ((first + least(ORDER)) * 2 * K + warp * EACH + lane * 0), gl.where(lane == 0, EACH * 4, 0))
+        EACH: gl.constexpr = (ORDER.groups - least(ORDER)) * 16 * K // PER // 8  # words of a warp's part
+        begin = (first + least(ORDER)) * (16 * K // PER) + warp * EACH
+        prefetch(words + (begin + lane * 0), gl.where(lane == 0, EACH * 4, 0))
     pairs = row * 0
-    if FORMAT != "int4" and FORMAT != "mxfp4":
+    if NVFP4:
         pairs += pairs_of(whole, FORMAT)
     if AT_REST:
         gdc_wait()
@@ -211,17 +234,19 @@ def decode_rows_kernel(
     present = token + _axis(8, 0, sums) * 0 + _axis(4, 3, sums) * 0 < M
     loaded, ready, accs = (), (), ()
     for chunk in gl.static_range(CHUNKS if ORDER.keep else 1):
-        loaded = loaded + (_load_x(x_at, present, chunk, K),)  # noqa: RUF005
+        loaded = loaded + (_load_x(x_at, present, chunk, K, FORMAT),)  # noqa: RUF005
 
     nothing = gl.zeros([8, 32, TILES, 4], gl.float32, sums)
     for pair in gl.static_range(0, PAIRS, 2):
         for each in gl.static_range(pair, pair + 2):
             if each + AHEAD < PAIRS:
-                queue = queue + (_load_pair(at, each + AHEAD, ORDER, K, IN_ROW, K // GROUP),)  # noqa: RUF005
+                coming = _load_pair(at, first, each + AHEAD, ORDER, K, IN_ROW, K // GROUP, FORMAT)
+                queue = queue + (coming,)  # noqa: RUF005
             if begins(each, ORDER):
-                ready = ready + (_all_paired(loaded[place_of(each, ORDER).visit]),)  # noqa: RUF005
+                ready = ready + (_all_paired(loaded[place_of(each, ORDER).visit], FORMAT),)  # noqa: RUF005
                 if len(loaded) < ORDER.visits:
-                    loaded = loaded + (_load_x(x_at, present, (place_of(each, ORDER).visit + 1) % CHUNKS, K),)  # noqa: RUF005
+                    following = _load_x(x_at, present, (place_of(each, ORDER).visit + 1) % CHUNKS, K, FORMAT)
+                    loaded = loaded + (following,)  # noqa: RUF005
         acc = _sum_of(accs, place_of(pair, ORDER).before, nothing)
         if side_by_side(pair, ORDER):
             acc, other = _add_pairs(
@@ -244,7 +269,7 @@ def decode_rows_kernel(
     by_warp: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [3, 2, 1, 0, 4])
     kept._reinterpret(gl.float32, [8, 32, TILES, 4, ROOM], by_warp).store(_together(accs, ROOM, ORDER, TWO, TILES))
     barrier()
-    total = gl.sum(kept.load(added), axis=1) * GROWN
+    total = gl.sum(kept.load(added), axis=1) * (1.0 if FORMAT == "fp8" else GROWN)
     total = gl.reshape(total, [ROOM, 8, 4, TILES, 2, 2]).permute([0, 1, 2, 3, 5, 4])  # its rows side by side
     total = gl.convert_layout(total, place, assert_trivial=True)
     group = _axis(ROOM, 0, place)
@@ -271,6 +296,8 @@ def share(out: int, width: int, tokens: int, kind: str) -> Share:
     one with a multiprocessor to itself; or about two each. Fewer that leave room for others may come to lie two on
     one, while others are idle."""
     groups = out // 16
+    if kind == "fp8":
+        return _share_of_bytes(groups, tokens)
     each = triton.cdiv(groups, WAVE)
     keep = tokens <= 8 and width <= 2560
     if tokens > 8:
@@ -283,17 +310,31 @@ def share(out: int, width: int, tokens: int, kind: str) -> Share:
     return Share(each, triton.cdiv(groups, each), 128, 6 if kind.startswith("nvfp4") else 4, keep)
 
 
-def pays(out: int, width: int, tokens: int) -> bool:
-    """Whether it is faster than `decode_wave`, within what was measured: where all multiprocessors have rows, and x is
-    not much beside them."""
-    most = 16 if width <= 2560 and out > 32 * WAVE else 8
+def _share_of_bytes(groups: int, tokens: int) -> Share:
+    """Of FP8: a group is twice the bytes, so two programs share a multiprocessor, this launch's or the next's, and
+    registers hold what is on its way rather than x: as much as does not spill."""
+    if groups <= WAVE or 240 <= groups <= 2 * WAVE:
+        each, programs = triton.cdiv(groups, WAVE), WAVE
+    else:
+        each = triton.cdiv(groups, 2 * WAVE)
+        programs = triton.cdiv(groups, each)
+    if tokens <= 8:
+        return Share(each, programs, 128, 8 if each == 1 else 4, False)
+    return Share(each, programs, 128, 4 if each <= 2 else 2, False)
+
+
+def pays(out: int, width: int, tokens: int, name: str) -> bool:
+    """Whether it is faster than `decode_wave` (FP8: than `decode`), within what was measured: where all multiprocessors
+    have rows, and x is not much beside them."""
+    little = width <= 7168 if name == "fp8" else width <= 2560 and out > 32 * WAVE
+    most = 16 if little else 8
     return 1984 <= out <= 10560 and 2048 <= width <= 10240 and tokens <= most
 
 
 @cache
-def constants(tiles: int, width: int, chosen: Share) -> dict[str, Any]:
+def constants(tiles: int, width: int, chosen: Share, kind: str) -> dict[str, Any]:
     """The order of work, and which thread has what."""
-    groups, chunks = chosen.groups, triton.cdiv(width // 8, 128)
+    groups, chunks = chosen.groups, triton.cdiv(width // 8, 64 if kind == "fp8" else 128)
     band = min(2, groups) if chosen.keep else groups
     # sums that a thread adds up at the end: four are two tokens of two rows
     some = max(1, min(4, triton.next_power_of_2(groups) * tiles // 2))
@@ -318,11 +359,13 @@ def constants(tiles: int, width: int, chosen: Share) -> dict[str, Any]:
 
 
 def supports(packed: PackedWeight) -> bool:
-    """Whether it is `of_four_bits` with groups of at least 32 (NVFP4: 16), and warps share its columns evenly."""
+    """Whether it is `of_four_bits` with groups of at least 32 (NVFP4: 16), or FP8 of whole blocks, and warps share its
+    columns evenly."""
     (out, width), (_, group) = packed.shape, packed.block
     if packed.spec.name == "int4" and group < 32:
         return False
-    return of_four_bits(packed) and out % 16 == 0 and out <= 16 * WAVE * MOST and width % 512 == 0
+    taken = packed.block == (128, 128) if packed.spec.name == "fp8" else of_four_bits(packed)
+    return taken and out % 16 == 0 and out <= 16 * WAVE * MOST and width % 512 == 0
 
 
 def decode_rows(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, chosen: Share | None = None) -> Tensor:
@@ -334,7 +377,7 @@ def decode_rows(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, cho
     decode_rows_kernel[(chosen.programs,)](
         aligned(x), words, scales, whole, y if bias is None else bias, y, tokens,
         out, width, kind, packed.block[1], bias is not None, still,
-        **constants(1 if tokens <= 8 else 2, width, chosen),
+        **constants(1 if tokens <= 8 else 2, width, chosen, kind),
         num_warps=WARPS, maxnreg=chosen.registers, **overlapping(x),
     )  # fmt: skip
     return y

@@ -64,9 +64,9 @@ def of_four_bits(packed: PackedWeight) -> bool:
 
 
 def as_read(packed: PackedWeight) -> tuple[Tensor, Tensor, Tensor, str, bool]:
-    """A weight of four bits as kernels are given it: words int32, scales int16 (MXFP4: bytes), NVFP4's scale of all,
-    the kind, and whether it is at rest."""
+    """A weight of four bits or FP8 as kernels are given it: words int32, scales int16 (MXFP4: bytes; FP8: numbers),
+    NVFP4's scale of all, the kind, and whether it is at rest."""
     codes, scales, whole, kind = operands(packed.spec, packed.tensors)
     words, bits = aligned(codes), aligned(scales)
     still = words is codes and bits is scales and at_rest(*packed.tensors.values())
-    return words.view(torch.int32), bits if kind == "mxfp4" else bits.view(torch.int16), whole, kind, still
+    return words.view(torch.int32), bits if kind in ("mxfp4", "fp8") else bits.view(torch.int16), whole, kind, still
