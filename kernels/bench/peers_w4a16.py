@@ -1,6 +1,7 @@
 """Four-bit weights, sixteen-bit activations: who enters `peers.py`.
 
     int4, mxfp4    `orbit_kernels.linear`, as a caller gets it (INT4 in groups of 128)
+    .._fast        the same where rows need not keep their bits (`set_batch_invariant(False)`)
     .._scratch     our dequantisation and cuBLAS: what a frozen packed base costs without a fused product
     tinygemm       torch's `_weight_int4pack_mm`
     marlin         the kernel that SGLang and vLLM serve GPTQ weights with; where `sglang` is installed
@@ -14,7 +15,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from orbit_kernels import FORMATS, FormatSpec, PackedWeight, dequantize, linear
+from orbit_kernels import FORMATS, FormatSpec, PackedWeight, dequantize, linear, set_batch_invariant
 from orbit_kernels.fast import dense
 from race import Contest, Entrant, Product, cublas, packs
 from torch import Tensor
@@ -25,6 +26,17 @@ INT4, MXFP4 = FormatSpec("int4", GROUP), FORMATS["mxfp4"]
 
 def ours(spec: FormatSpec, out: int, width: int, count: int) -> list[Product]:
     return [partial(partial, linear, packed=packed) for packed in packs(spec, out, width, count)]
+
+
+def fast(spec: FormatSpec, out: int, width: int, count: int) -> list[Product]:
+    return [partial(partial, _fast, packed=packed) for packed in packs(spec, out, width, count)]
+
+
+def _fast(x: Tensor, packed: PackedWeight) -> Tensor:
+    set_batch_invariant(False)
+    y = linear(x, packed)
+    set_batch_invariant(True)
+    return y
 
 
 def scratch(spec: FormatSpec, out: int, width: int, count: int) -> list[Product]:
@@ -94,14 +106,16 @@ W4A16 = Contest(
     entrants={
         "cublas": Entrant(cublas),
         "int4": Entrant(partial(ours, INT4), of=INT4),
+        "int4_fast": Entrant(partial(fast, INT4), of=INT4, most=16),
         "int4_scratch": Entrant(partial(scratch, INT4), of=INT4),
         "tinygemm": Entrant(tinygemm, most=256),
         "marlin": Entrant(marlin),
         "mxfp4": Entrant(partial(ours, MXFP4), of=MXFP4),
+        "mxfp4_fast": Entrant(partial(fast, MXFP4), of=MXFP4, most=16),
         "mxfp4_scratch": Entrant(partial(scratch, MXFP4), of=MXFP4),
         "ogs": Entrant(ogs, of=MXFP4),
     },
-    tokens=(1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
+    tokens=(1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
     weight_bytes=0.52,
     exact=exact,
     reads=(INT4, MXFP4),

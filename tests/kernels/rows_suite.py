@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
-import pytest
 from fast_suite import weight
 from orbit_kernels import FORMATS, quantize, set_batch_invariant
 from orbit_kernels.fast.decode import in_whole_rows
-from orbit_kernels.fast.decode_order import Order
+from orbit_kernels.fast.decode_order import Order, begins, last
 from orbit_kernels.fast.decode_rows import MOST, share
 
 SHAPES = [(9728, 2560), (2560, 9728), (4096, 2560), (7168, 2048), (2048, 7168), (16, 512), (2112, 512), (16896, 1024)]
@@ -25,18 +24,15 @@ def test_programs_have_every_group_of_rows_and_none_has_too_many():
             assert taken == set(range(groups))
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_every_pair_has_its_turn_and_a_group_takes_its_columns_in_order(keep):
-    for groups in range(1, MOST + 1):
-        for chunks in (1, 3, 10):
-            for band in range(1, groups + 1):
-                order = Order(groups, chunks, band, 2, keep)
-                places = [order.place(pair) for pair in range(order.pairs)]
-                assert {place[:2] for place in places} == {(c, g) for c in range(chunks) for g in range(groups)}
-                assert {place[3] for place in places} == set(range(order.visits))
-                for chunk, group, before, visit in places:
-                    assert visit % chunks == chunk
-                    assert places[before][:2] == (chunk - 1, group) if chunk else before == -1
+def test_every_pair_has_its_turn_and_a_group_takes_its_columns_in_order():
+    for groups, chunks in itertools.product(range(1, MOST + 1), (1, 3, 10)):
+        order = Order(groups, chunks, 2)
+        places = [order.place(pair) for pair in range(order.pairs)]
+        assert {place[:2] for place in places} == {(c, g) for c in range(chunks) for g in range(groups)}
+        assert [pair for pair in range(order.pairs) if begins(pair, order)] == list(range(0, order.pairs, groups))
+        for chunk, group, before in places:
+            assert places[before][:2] == (chunk - 1, group) if chunk else before == -1
+        assert [places[last(group, order)][:2] for group in range(groups)] == [(chunks - 1, g) for g in range(groups)]
 
 
 def test_a_product_goes_there_only_where_rows_may_change_their_bits_and_it_is_measured_faster(fast_mode):

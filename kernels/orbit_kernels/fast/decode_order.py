@@ -17,35 +17,24 @@ class Place(NamedTuple):
     chunk: int
     group: int
     before: int  # the pair of the same group before it; -1: none
-    visit: int  # which x it multiplies
 
 
 @dataclass(frozen=True)
 class Order:
-    """In which order a program takes its pairs of a chunk of columns and a group of rows: band by band of groups, in a
-    band chunk by chunk, so that x of a chunk serves all groups of the band."""
+    """In which order a program takes its pairs of a chunk of columns and a group of rows: chunk by chunk, so that a
+    chunk of x serves all groups."""
 
     groups: int
     chunks: int
-    band: int  # groups
     ahead: int  # pairs whose words are on their way
-    keep: bool  # x of all chunks stays in registers; else that of the next chunk is on its way
 
     @property
     def pairs(self) -> int:
         return self.groups * self.chunks
 
-    @property
-    def visits(self) -> int:
-        """How often x of a chunk is loaded."""
-        return self.chunks if self.keep else -(-self.groups // self.band) * self.chunks
-
     def place(self, pair: int) -> Place:
-        band, at = divmod(pair, self.band * self.chunks)
-        together = min(self.band, self.groups - band * self.band)
-        chunk, group = divmod(at, together)
-        visit = chunk if self.keep else band * self.chunks + chunk
-        return Place(chunk, band * self.band + group, pair - together if chunk else -1, visit)
+        chunk, group = divmod(pair, self.groups)
+        return Place(chunk, group, pair - self.groups if chunk else -1)
 
 
 @gluon.constexpr_function
@@ -56,14 +45,13 @@ def place_of(pair, order):
 @gluon.constexpr_function
 def begins(pair, order):
     """Whether a pair is the first that multiplies its x."""
-    visited = {order.place(other).visit for other in range(pair)}
-    return pair < order.pairs and order.place(pair).visit not in visited
+    return pair < order.pairs and order.place(pair).group == 0
 
 
 @gluon.constexpr_function
 def last(group, order):
     """The last pair of a group."""
-    return max(pair for pair in range(order.pairs) if order.place(pair).group == group)
+    return order.pairs - order.groups + group
 
 
 @gluon.constexpr_function

@@ -232,9 +232,7 @@ def decode_rows_kernel(
     x_at += _axis(4, 3, sums)
     x_at = (x_at + quarter * 16, x_at + quarter * 8)
     present = token + _axis(8, 0, sums) * 0 + _axis(4, 3, sums) * 0 < M
-    loaded, ready, accs = (), (), ()
-    for chunk in gl.static_range(CHUNKS if ORDER.keep else 1):
-        loaded = loaded + (_load_x(x_at, present, chunk, K, FORMAT),)  # noqa: RUF005
+    loaded, ready, accs = (_load_x(x_at, present, 0, K, FORMAT),), (), ()
 
     nothing = gl.zeros([8, 32, TILES, 4], gl.float32, sums)
     for pair in gl.static_range(0, PAIRS, 2):
@@ -243,15 +241,15 @@ def decode_rows_kernel(
                 coming = _load_pair(at, first, each + AHEAD, ORDER, K, IN_ROW, K // GROUP, FORMAT)
                 queue = queue + (coming,)  # noqa: RUF005
             if begins(each, ORDER):
-                ready = ready + (_all_paired(loaded[place_of(each, ORDER).visit], FORMAT),)  # noqa: RUF005
-                if len(loaded) < ORDER.visits:
-                    following = _load_x(x_at, present, (place_of(each, ORDER).visit + 1) % CHUNKS, K, FORMAT)
+                ready = ready + (_all_paired(loaded[place_of(each, ORDER).chunk], FORMAT),)  # noqa: RUF005
+                if len(loaded) < CHUNKS:
+                    following = _load_x(x_at, present, place_of(each, ORDER).chunk + 1, K, FORMAT)
                     loaded = loaded + (following,)  # noqa: RUF005
         acc = _sum_of(accs, place_of(pair, ORDER).before, nothing)
         if side_by_side(pair, ORDER):
             acc, other = _add_pairs(
                 queue[pair], queue[pair + 1],
-                ready[place_of(pair, ORDER).visit], ready[place_of(pair + 1, ORDER).visit],
+                ready[place_of(pair, ORDER).chunk], ready[place_of(pair + 1, ORDER).chunk],
                 acc, _sum_of(accs, place_of(pair + 1, ORDER).before, nothing), pairs, FORMAT, TWO, sums,
             )  # fmt: skip
             accs = accs + (acc, other)  # noqa: RUF005
@@ -259,7 +257,7 @@ def decode_rows_kernel(
             for each in gl.static_range(pair, min(pair + 2, PAIRS)):
                 acc = _sum_of(accs, place_of(each, ORDER).before, nothing)
                 acc, _ = _add_pairs(
-                    queue[each], (), ready[place_of(each, ORDER).visit], (), acc, acc, pairs, FORMAT, TWO, sums
+                    queue[each], (), ready[place_of(each, ORDER).chunk], (), acc, acc, pairs, FORMAT, TWO, sums
                 )
                 accs = accs + (acc,)  # noqa: RUF005
 
@@ -287,27 +285,25 @@ class Share:
     groups: int  # of a program
     programs: int
     registers: int  # of a thread; more than 128: a program has a multiprocessor to itself
-    ahead: int  # see `Order`
-    keep: bool
+    ahead: int  # pairs of a chunk and a group whose words are on their way
 
 
 def share(out: int, width: int, tokens: int, kind: str) -> Share:
-    """Chosen from what was measured (README): as many programs as multiprocessors, with the next launch's beside; or
-    one with a multiprocessor to itself; or about two each. Fewer that leave room for others may come to lie two on
-    one, while others are idle."""
+    """Chosen from what was measured (kernels/bench/tune_rows.py): as many programs as multiprocessors, with the next
+    launch's beside; or one with a multiprocessor to itself; or about two each. Fewer that leave room for others may
+    come to lie two on one, while others are idle."""
     groups = out // 16
     if kind == "fp8":
         return _share_of_bytes(groups, tokens)
     each = triton.cdiv(groups, WAVE)
-    keep = tokens <= 8 and width <= 2560
-    if tokens > 8:
-        return Share(each, WAVE if each <= 2 else triton.cdiv(groups, each), 255, 6, keep)
+    if tokens > 8 and kind != "int4":
+        return Share(each, WAVE if each <= 2 else triton.cdiv(groups, each), 255, 6)
     if each <= 2 and not WAVE < groups < 240:
-        return Share(each, WAVE, 128, 6, keep)
-    if kind == "int4" and tokens > 4 and width > 4096 and each == 2:
-        return Share(each, triton.cdiv(groups, each), 255, 10, keep)
+        return Share(each, WAVE, 128, 3)
+    if kind == "int4" and (each in (3, 4) or (each <= 2 and tokens > 4)):
+        return Share(each, triton.cdiv(groups, each), 255, 4 if each > 2 else 10)
     each = triton.cdiv(groups, 2 * WAVE)
-    return Share(each, triton.cdiv(groups, each), 128, 6 if kind.startswith("nvfp4") else 4, keep)
+    return Share(each, triton.cdiv(groups, each), 128, 3 if each == 1 or tokens > 8 else 4)
 
 
 def _share_of_bytes(groups: int, tokens: int) -> Share:
@@ -319,14 +315,14 @@ def _share_of_bytes(groups: int, tokens: int) -> Share:
         each = triton.cdiv(groups, 2 * WAVE)
         programs = triton.cdiv(groups, each)
     if tokens <= 8:
-        return Share(each, programs, 128, 8 if each == 1 else 4, False)
-    return Share(each, programs, 128, 4 if each <= 2 else 2, False)
+        return Share(each, programs, 128, 8 if each == 1 else 4)
+    return Share(each, programs, 128, 4 if each <= 2 else 2)
 
 
 def pays(out: int, width: int, tokens: int, name: str) -> bool:
     """Whether it is faster than `decode_wave` (FP8: than `decode`), within what was measured: where all multiprocessors
     have rows, and x is not much beside them."""
-    little = width <= 7168 if name == "fp8" else width <= 2560 and out > 32 * WAVE
+    little = width <= 7168 if name == "fp8" else width <= 2560 and out > (30 if name == "int4" else 32) * WAVE
     most = 16 if little else 8
     return 1984 <= out <= 10560 and 2048 <= width <= 10240 and tokens <= most
 
@@ -335,7 +331,6 @@ def pays(out: int, width: int, tokens: int, name: str) -> bool:
 def constants(tiles: int, width: int, chosen: Share, kind: str) -> dict[str, Any]:
     """The order of work, and which thread has what."""
     groups, chunks = chosen.groups, triton.cdiv(width // 8, 64 if kind == "fp8" else 128)
-    band = min(2, groups) if chosen.keep else groups
     # sums that a thread adds up at the end: four are two tokens of two rows
     some = max(1, min(4, triton.next_power_of_2(groups) * tiles // 2))
     pair, rows = min(some, 2), max(some // 2, 1)
@@ -343,7 +338,7 @@ def constants(tiles: int, width: int, chosen: Share, kind: str) -> dict[str, Any
     warps = 4 * tiles // some  # that have different rows of a group
     return {
         "TILES": tiles,
-        "ORDER": Order(groups, chunks, band, min(chosen.ahead, groups * chunks), chosen.keep),
+        "ORDER": Order(groups, chunks, min(chosen.ahead, groups * chunks)),
         "PROGRAMS": chosen.programs,
         "long": gl.BlockedLayout([1, 1, 4], [1, 32, 1], [WARPS, 1, 1], [2, 1, 0]),
         "short": gl.BlockedLayout([1, 1, 2], [1, 32, 1], [WARPS, 1, 1], [2, 1, 0]),
