@@ -140,11 +140,12 @@ def test_decode_with_an_adapter_is_the_formula(chosen):
 @pytest.mark.parametrize("shape", [(9728, 2560), (2560, 9728), (1024, 2560)])
 def test_a_row_decoded_with_an_adapter_has_the_same_bits_in_any_batch_and_in_every_run(shape):
     packed = decodable(SPEC, *shape)
-    x = torch.randn(64, shape[1], device=DEVICE).to(FLOAT)
     for adapter in adapters(*shape):
-        whole = decode(x, packed, adapter=adapter)
-        for tokens in (1, 2, 9, 16, 17, 32, 33, 64):
-            assert torch.equal(decode(x[:tokens], packed, adapter=adapter), whole[:tokens])
+        for _ in range(20 if adapter.b is not None else 1):  # another order of LoRA's sum shows in few rows
+            x = torch.randn(64, shape[1], device=DEVICE).to(FLOAT)
+            whole = decode(x, packed, adapter=adapter)
+            for tokens in (1, 2, 9, 16, 17, 32, 33, 64):
+                assert torch.equal(decode(x[:tokens], packed, adapter=adapter), whole[:tokens])
         if adapter.b is None:
             R = adapter.a if adapter.slot is None else adapter.a[1]
             assert torch.equal(whole, decode(oft.rotate(x, R), packed))

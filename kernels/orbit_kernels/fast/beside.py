@@ -181,7 +181,8 @@ def low_rank(
     HELPERS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr,
     BIAS: tl.constexpr, ASM: tl.constexpr, PER: tl.constexpr,
 ):  # fmt: skip
-    """What one helper does. PER > 1: columns of x in the order of `decode.arrange`."""
+    """What one helper does. PER > 1: x lies in the order of `decode.arrange`; its columns are still added in their own
+    order, so that a row has the same bits whether it was arranged, as beside many others, or not."""
     PIECES: tl.constexpr = 256 // PER
     SHARE: tl.constexpr = (K // 256 + NARROW - 1) // NARROW  # steps of a helper's share of K
     PADDED: tl.constexpr = 16 if RANK <= 16 else (32 if RANK <= 32 else 64)
@@ -198,11 +199,11 @@ def low_rank(
         gdc_wait()
     if helper < NARROW:
         A = of_slot(A, slot, K * RANK, SLOT)
-        column = place % PIECES * PER + place // PIECES  # of A, for the place of x that stands there
+        lies = place % PER * PIECES + place // PER if PER > 1 else place  # where x has its columns
         acc = tl.zeros([64, TOKENS], tl.float32)
         for step in tl.range(first, last, num_stages=1):
-            columns = tl.load(x + m[:, None] * K + step * 256 + place[None, :], mask=m[:, None] < M, other=0.0)
-            a = tl.load(A + r[:, None] * K + step * 256 + column[None, :], mask=r[:, None] < RANK, other=0.0)
+            columns = tl.load(x + m[:, None] * K + step * 256 + lies[None, :], mask=m[:, None] < M, other=0.0)
+            a = tl.load(A + r[:, None] * K + step * 256 + place[None, :], mask=r[:, None] < RANK, other=0.0)
             acc = tl.dot(a, tl.trans(columns), acc, input_precision="ieee")
         keep(narrowed, acc, helper, 0, 1)
         tl.debug_barrier()  # every thread has written before one announces it
