@@ -168,12 +168,14 @@ def bits(way: str | tuple[int, ...]) -> str | tuple[int, ...]:
 
 
 def write_table(measured: list[dict[str, Any]], path: str) -> None:
+    """What was measured twice counts as it was first."""
     lines = []
     keys = ("op", "format", "out", "in")
     for weight in sorted({tuple(row[key] for key in keys) for row in measured}):
-        mine = [row for row in measured if tuple(row[key] for key in keys) == weight]
+        mine = {row["M"]: row for row in reversed(measured) if tuple(row[key] for key in keys) == weight}
         inner = "".join(
-            f"        ({most}, {json.dumps(way) if isinstance(way, str) else way}),\n" for most, way in entries(mine)
+            f"        ({most}, {json.dumps(way) if isinstance(way, str) else way}),\n"
+            for most, way in entries(list(mine.values()))
         )
         lines.append(f"    {json.dumps(weight).replace('[', '(').replace(']', ')')}: (\n{inner}    ),\n")
     text = Path(path).read_text()
