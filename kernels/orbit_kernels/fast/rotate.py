@@ -35,7 +35,7 @@ _MULTIPROCESSORS = 132  # of a Hopper GPU; a constant, so that cuts do not depen
 
 
 class Cut(NamedTuple):
-    """How a kernel is cut; measured (README)."""
+    """How a kernel is cut; measured (MEASURED.md)."""
 
     columns: int  # per program
     tokens: int  # per step
