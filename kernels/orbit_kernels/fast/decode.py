@@ -199,7 +199,7 @@ def padded_tokens(tokens: int) -> int:
 
 
 def plan(out: int, width: int, tokens: int, group: int) -> Plan:
-    """Chosen from what was measured (MEASURED.md): 224 to 460 programs of equally many steps, at least two; else about 300.
+    """Chosen from what was measured: 224 to 460 programs of equally many steps, at least two; else about 300.
 
     (A part of one step must not be folded: the compiler would add it inside the tensor core and change the bits.)
     """
@@ -247,7 +247,7 @@ def decode(
     if adapter is not None and adapter.b is None:
         b = adapter.a.shape[-1]
         x, adapter = turn_few(x, adapter.a, adapter.slot, per if chosen.arranged else 1), None
-        overlaps = chosen.early or chosen.fold or width <= 8192 or b > 64  # measured (MEASURED.md)
+        overlaps = chosen.early or chosen.fold or width <= 8192 or b > 64  # measured
     elif chosen.arranged:
         x = arrange(x, per)
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)

@@ -1,0 +1,156 @@
+"""The tables of MEASURED.md that stand between marks, from the JSON of the runs.
+
+    python kernels/bench/write_tables.py          prints what differs, exit code 1 if something does
+    python kernels/bench/write_tables.py --write  writes it
+
+A mark is a line `<!-- NAME -->`; its table is all up to the next line `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from orbit_kernels.fast.dispatch_table import TABLE
+
+HERE = Path(__file__).resolve().parent
+MEASURED = HERE.parent / "MEASURED.md"
+NAMES = {
+    "int4-128": "INT4, group 128", "int4-32": "INT4, group 32", "mxfp4-32": "MXFP4", "nvfp4-16": "NVFP4",
+    "fp8-128": "FP8",
+}  # fmt: skip
+SHAPES = [(9728, 2560), (2560, 9728), (4096, 2560), (7168, 2048), (2048, 7168)]
+FEW, MANY = (1, 4, 8, 16, 32, 64), (64, 128, 256, 512, 1024, 2048, 4096)
+OPERATIONS = ("forward", "dX")
+Rows = list[dict[str, Any]]
+
+
+def rows_of(*files: str) -> Rows:
+    """Of one weight, operation and number of tokens that which was measured first."""
+    found: dict[object, dict[str, Any]] = {}
+    for file in files:
+        for row in json.loads((HERE / "results" / file).read_text())["rows"]:
+            key = tuple(row.get(name) for name in ("contest", "op", "mode", "format", "out", "in", "M"))
+            found.setdefault(key, row)
+    return list(found.values())
+
+
+def chosen(rows: Rows, **wanted: object) -> Rows:
+    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def span(values: Iterable[float]) -> str:
+    """The least and the largest; nothing of nothing."""
+    ends = [f"{value:.2f}" for value in sorted(values)]
+    return " to ".join(dict.fromkeys([ends[0], ends[-1]])) if ends else ""
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    written = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in written)
+
+
+def decode() -> str:
+    rows, lines = rows_of("decode.json"), []
+    for name, title in NAMES.items():
+        for m in FEW:
+            kept, fast = (chosen(rows, format=name, M=m, mode=mode) for mode in ("invariant", "fast"))
+            some = f" ({len(fast)} shapes)" if 0 < len(fast) < len(SHAPES) else ""
+            lines.append([
+                title if m == FEW[0] else "", m,
+                *(span(row[key] for row in kept) for key in ("over_read", "against_cublas", "against_dequantise")),
+                span(row["over_read"] for row in fast) + some, span(row["against_cublas"] for row in fast),
+            ])  # fmt: skip
+    head = ["decode", "M", "time / read", "speed / cuBLAS BF16", "speed / (dequantise + cuBLAS)"]
+    return table([*head, "fast: time / read", "fast: / cuBLAS BF16"], lines)
+
+
+def decode_by_shape() -> str:
+    rows, names, few = rows_of("decode.json"), [name for name in NAMES if name != "int4-32"], FEW[:4]
+    head = [f"{NAMES[name]}: M = {m}" if m == few[0] else str(m) for name in names for m in few]
+    lines = []
+    for out, width in SHAPES:
+        mine = chosen(rows, **{"mode": "fast", "out": out, "in": width})
+        cells = [span(row["over_read"] for row in chosen(mine, format=name, M=m)) for name in names for m in few]
+        lines.append([f"{out}x{width}", *cells])
+    return table(["out x in", *head], lines)
+
+
+def taken(row: dict[str, Any]) -> float:
+    """Microseconds of the way that the table names."""
+    entries = TABLE[row["op"], row["format"], row["out"], row["in"]]
+    way = next(way for most, way in entries if row["M"] <= most)
+    if isinstance(way, str):
+        return float(row[f"{way}_us"])
+    return float(next(us for us, *cut in row["ways"] if tuple(cut) == way))
+
+
+def fused(row: dict[str, Any]) -> float:
+    return min(float(us) for us, *_ in row["ways"])
+
+
+def scratch(row: dict[str, Any]) -> float:
+    return float(row["scratch_us"])
+
+
+def dense_int4() -> str:
+    rows, lines = rows_of("dense_int4.json", "dense_int4_32.json"), []
+    for operation in OPERATIONS:
+        for m in MANY:
+            mine = chosen(rows, op=operation, M=m)
+            ways = [span(row["cublas_us"] / way(row) for row in mine) for way in (taken, fused, scratch)]
+            name = operation if m == MANY[0] else ""
+            lines.append([name, m, *ways, span(scratch(row) / taken(row) for row in mine)])
+    beside = " / cuBLAS BF16"
+    head = ["dense INT4", "M", *(way + beside for way in ("taken", "fused", "scratch")), "taken / scratch"]
+    return table(head, lines)
+
+
+def dense_formats() -> str:
+    rows, lines, names = rows_of("dense_formats.json"), [], ("mxfp4-32", "fp8-128", "nvfp4-16")
+    for operation in OPERATIONS:
+        for m in MANY:
+            of_format = (chosen(rows, op=operation, M=m, format=name) for name in names)
+            cells = (
+                "; ".join(span(row["cublas_us"] / way(row) for row in mine) for way in (taken, fused, scratch))
+                for mine in of_format
+            )
+            lines.append([operation if m == MANY[0] else "", m, *cells])
+    return table(["dense", "M", "MXFP4", "FP8 (weight only)", "NVFP4"], lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "decode": decode, "decode by shape": decode_by_shape, "dense INT4": dense_int4, "dense formats": dense_formats,
+}  # fmt: skip
+
+
+def made_anew(text: str) -> str:
+    """The text with all tables between marks as they are now. Raises ValueError where a mark or its end is missing."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- {name} -->\n", "\n<!-- end -->"
+        if begin not in text or end not in text[text.index(begin) :]:
+            raise ValueError(f"{MEASURED.name}: expected the lines {begin.strip()} and {end.strip()}; found none")
+        at = text.index(begin) + len(begin)
+        text = text[:at] + make() + text[text.index(end, at) :]
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--write", action="store_true")
+    write, text = parser.parse_args().write, MEASURED.read_text()
+    anew = made_anew(text)
+    if write:
+        MEASURED.write_text(anew)
+        return 0
+    old, new = text.splitlines(), anew.splitlines()
+    print("\n".join(line for line in new if line not in old))
+    return int(old != new)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
