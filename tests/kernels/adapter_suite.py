@@ -136,6 +136,16 @@ def test_decode_with_an_adapter_is_the_formula(chosen):
             assert error(decode(x, packed, None, chosen, adapter), exact) <= max(1.02 * theirs, 1e-6)
 
 
+def test_an_adapters_sum_has_the_same_bits_whether_x_was_arranged_or_not():
+    out, width = (768, 2560) if GPU else (64, 512)
+    packed = decodable(SPEC, out, width)
+    for adapter in adapters(out, width):
+        for _ in range(5):
+            x = torch.randn(13 if GPU else 3, width, device=DEVICE).to(FLOAT)
+            plans = [Plan(2, True, 2, arranged=how) for how in (False, True)]
+            assert torch.equal(*(decode(x, packed, None, plan, adapter) for plan in plans))
+
+
 @on_gpu
 @pytest.mark.parametrize("shape", [(9728, 2560), (2560, 9728), (1024, 2560)])
 def test_a_row_decoded_with_an_adapter_has_the_same_bits_in_any_batch_and_in_every_run(shape):
