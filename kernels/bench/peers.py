@@ -1,6 +1,6 @@
 """The linears and adapters of others beside ours, on one card in one run, as ratios to cuBLAS BF16.
 
-python kernels/bench/peers.py [OUT.json] [--only w4a16,w8a8,adapters] [--seconds 240]
+python kernels/bench/peers.py [OUT.json] [--only w4a16,w8a8,adapters] [--without ogs,tinygemm] [--seconds 240]
 
 w4a16     INT4 and MXFP4 weights, M = 1 to 4096: `peers_w4a16.py`
 w8a8      FP8 weights and activations, M = 1024 to 16384: `peers_w8a8.py`
@@ -8,6 +8,8 @@ adapters  OFT and LoRA in training, PEFT's layers beside ours: `adapters.py`
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import adapters
 from harness import Report, arguments, compile_beforehand
@@ -21,9 +23,14 @@ CONTESTS = {"w4a16": W4A16, "w8a8": W8A8}
 def main() -> None:
     parser = arguments(__file__)
     parser.add_argument("--only", default="w4a16,w8a8,adapters")
+    parser.add_argument("--without", default="", help="entrants that stay away")
     options = parser.parse_args()
-    wanted = options.only.split(",")
-    contests = [contest for name, contest in CONTESTS.items() if name in wanted]
+    wanted, away = options.only.split(","), options.without.split(",")
+    contests = [
+        replace(contest, entrants={who: entrant for who, entrant in contest.entrants.items() if who not in away})
+        for name, contest in CONTESTS.items()
+        if name in wanted
+    ]
     if options.worker:
         return warm(contests, options.worker)
     compile_beforehand()
