@@ -24,6 +24,11 @@ NAMES = {
     "fp8-128": "FP8",
 }  # fmt: skip
 SHAPES = [(9728, 2560), (2560, 9728), (4096, 2560), (7168, 2048), (2048, 7168)]
+ENTRANTS = {
+    "int4": "INT4, `linear`", "int4_fast": "INT4, fast", "tinygemm": "torch's tinygemm", "marlin": "Marlin",
+    "int4_scratch": "dequantise + cuBLAS", "mxfp4": "MXFP4, `linear`", "mxfp4_fast": "MXFP4, fast",
+    "ogs": "triton_kernels",
+}  # fmt: skip
 FEW, MANY = (1, 4, 8, 16, 32, 64), (64, 128, 256, 512, 1024, 2048, 4096)
 OPERATIONS = ("forward", "dX")
 Rows = list[dict[str, Any]]
@@ -34,7 +39,7 @@ def rows_of(*files: str) -> Rows:
     found: dict[object, dict[str, Any]] = {}
     for file in files:
         for row in json.loads((HERE / "results" / file).read_text())["rows"]:
-            key = tuple(row.get(name) for name in ("contest", "op", "mode", "format", "out", "in", "M"))
+            key = tuple(row.get(name) for name in ("contest", "op", "mode", "format", "out", "in", "M", "tokens"))
             found.setdefault(key, row)
     return list(found.values())
 
@@ -43,9 +48,9 @@ def chosen(rows: Rows, **wanted: object) -> Rows:
     return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 
 
-def span(values: Iterable[float]) -> str:
+def span(values: Iterable[float], places: int = 2) -> str:
     """The least and the largest; nothing of nothing."""
-    ends = [f"{value:.2f}" for value in sorted(values)]
+    ends = [f"{value:.{places}f}" for value in sorted(values)]
     return " to ".join(dict.fromkeys([ends[0], ends[-1]])) if ends else ""
 
 
@@ -123,8 +128,44 @@ def dense_formats() -> str:
     return table(["dense", "M", "MXFP4", "FP8 (weight only)", "NVFP4"], lines)
 
 
+def peers() -> str:
+    """Speed over cuBLAS BF16 and, for few tokens, time over a read of the packed bytes."""
+    rows = chosen(rows_of("peers.json"), contest="w4a16")
+    entered = {who: title for who, title in ENTRANTS.items() if any(f"{who}_us" in row for row in rows)}
+    lines = []
+    for m in sorted({row["M"] for row in rows}):
+        cells = []
+        for who in entered:
+            mine = [row for row in chosen(rows, M=m) if f"{who}_us" in row]
+            bytes_of = "mxfp4" if who.startswith(("mxfp4", "ogs")) else "int4"
+            read = span((row[f"{who}_us"] / row[f"read_{bytes_of}_us"] for row in mine), 1)
+            speed = span(row["cublas_us"] / row[f"{who}_us"] for row in mine)
+            cells.append(f"{speed} ({read})" if mine and m <= 256 else speed)
+        lines.append([m, *cells])
+    return table(["W4A16 forward, M", *entered.values()], lines)
+
+
+def grouped() -> str:
+    rows, names, lines = rows_of("grouped.json"), ("int4-32", "mxfp4-32", "fp8-128", "nvfp4-16"), []
+    for operation in OPERATIONS:
+        for i, tokens in enumerate(sorted({row["tokens"] for row in rows})):
+            cells = []
+            for name in names:
+                mine = chosen(rows, op=operation, tokens=tokens, format=name)
+                beside = (
+                    span((row[f"{rival}_ms"] / row["default_ms"] for row in mine), 1) for rival in ("loop", "general")
+                )
+                cells.append("; ".join([span((row["TFLOPs"] for row in mine), 0), *beside]))
+            int4 = chosen(rows, op=operation, tokens=tokens, format=names[0])
+            against = span(row["bf16_ms"] / row["default_ms"] for row in int4)
+            lines.append(["" if i else operation, tokens, *cells, against])
+    head = ["grouped: TFLOP/s; speed / loop; speed / general", "tokens", "INT4 group 32", "MXFP4", "FP8", "NVFP4"]
+    return table([*head, "INT4: speed / BF16"], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "decode": decode, "decode by shape": decode_by_shape, "dense INT4": dense_int4, "dense formats": dense_formats,
+    "peers": peers, "grouped": grouped,
 }  # fmt: skip
 
 
