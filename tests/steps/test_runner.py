@@ -114,7 +114,9 @@ def test_sigterm_ends_a_step_that_never_asks_at_once(step: str, tmp_path: Path) 
 
 def test_sigterm_is_heard_before_the_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A container's first process loses a SIGTERM that it has no handler for, and would wait out its grace period."""
-    (tmp_path / "pydantic.py").write_text("import time, pathlib\npathlib.Path('here').touch()\ntime.sleep(60)")
+    # many instructions, as imports are: a signal that comes just before one long sleep would wait it out
+    imports = "import time, pathlib\npathlib.Path('here').touch()\nfor _ in range(6000): time.sleep(0.01)"
+    (tmp_path / "pydantic.py").write_text(imports)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     command = [sys.executable, "-m", "orbit_core", "step", "count", "--spec", "spec.json"]
     process = subprocess.Popen(command, cwd=tmp_path)
