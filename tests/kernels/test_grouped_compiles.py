@@ -133,7 +133,7 @@ from orbit_kernels.fast.decode_wave import WARPS
 
 kind, group = sys.argv[2], int(sys.argv[3])
 for out, width, tokens, at_rest in ((9728, 2560, 1, True), (2560, 9728, 8, True), (7168, 2048, 16, False)):
-    chosen, tiles = share(out, width, tokens, kind), 1 if tokens <= 8 else 2
+    chosen, tiles = share(out, tokens, kind), 1 if tokens <= 8 else 2
     constant = {"N": out, "K": width, "FORMAT": kind, "GROUP": group, "BIAS": True, "AT_REST": at_rest}
     constant |= constants(tiles, width, chosen, kind)
     pointers = {

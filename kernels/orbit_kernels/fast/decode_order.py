@@ -69,4 +69,4 @@ def room(order):
 @gluon.constexpr_function
 def side_by_side(pair, order):
     """Whether a pair and the next are of two groups."""
-    return pair + 1 < order.pairs and order.place(pair).group != order.place(pair + 1).group
+    return pair + 1 < order.pairs and order.groups > 1

@@ -288,7 +288,7 @@ class Share:
     ahead: int  # pairs of a chunk and a group whose words are on their way
 
 
-def share(out: int, width: int, tokens: int, kind: str) -> Share:
+def share(out: int, tokens: int, kind: str) -> Share:
     """Chosen from what was measured (kernels/bench/tune_rows.py): as many programs as multiprocessors, with the next
     launch's beside; or one with a multiprocessor to itself; or about two each. Fewer that leave room for others may
     come to lie two on one, while others are idle."""
@@ -307,8 +307,8 @@ def share(out: int, width: int, tokens: int, kind: str) -> Share:
 
 
 def _share_of_bytes(groups: int, tokens: int) -> Share:
-    """Of FP8: a group is twice the bytes, so two programs share a multiprocessor, this launch's or the next's, and
-    registers hold what is on its way rather than x: as much as does not spill."""
+    """Of FP8: a group is twice the bytes, so two programs share a multiprocessor, this launch's or the next's, and as
+    much is on its way as registers hold without spilling."""
     if groups <= WAVE or 240 <= groups <= 2 * WAVE:
         each, programs = triton.cdiv(groups, WAVE), WAVE
     else:
@@ -367,7 +367,7 @@ def decode_rows(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, cho
     """x[M, K] bf16 -> x W^T + bias [M, N] for M of 1 to 16 and what `supports` takes; x and bias contiguous."""
     tokens, (out, width) = x.shape[0], packed.shape
     words, scales, whole, kind, still = as_read(packed)
-    chosen = chosen or share(out, width, tokens, kind)
+    chosen = chosen or share(out, tokens, kind)
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     decode_rows_kernel[(chosen.programs,)](
         aligned(x), words, scales, whole, y if bias is None else bias, y, tokens,
