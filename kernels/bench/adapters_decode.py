@@ -13,8 +13,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from harness import SHAPES, copies, error, random_packed, seconds
+from harness import SHAPES, copies, error, random_packed, rotating, seconds
 from orbit_kernels import FormatSpec, PackedWeight, dequantize, linear, lora_delta, lora_linear, oft, oft_linear
+from orbit_kernels.fast.dispatch import named
 from torch import Tensor
 
 TOKENS = [1, 16, 64]
@@ -53,15 +54,14 @@ def checked(found: Tensor, theirs: Tensor, exact: Tensor) -> None:
 
 
 def rows_of(spec: FormatSpec, out: int, width: int) -> Iterator[dict[str, Any]]:
-    few = [random_packed(spec, out, width)]
-    few += [random_packed(spec, out, width) for _ in range(copies(few[0].nbytes) - 1)]
+    few = rotating(spec, out, width)
     dense = dequantize(few[0])
     turns = {b: [rotations(width, b) for _ in few] for b in BLOCKS}
     pairs = {rank: [factors(out, width, rank) for _ in few] for rank in RANKS}
     for m in TOKENS:
         x = torch.randn(m, width, device="cuda").bfloat16()
         plain = seconds([partial(linear, x, packed) for packed in few])
-        head = {"op": "decode", "format": f"{spec.name}-{spec.group_size}", "out": out, "in": width, "M": m}
+        head = {"op": "decode", "format": named(spec), "out": out, "in": width, "M": m}
         for b, each in turns.items():
             exact = by_torch(x.double(), each[0].double()) @ dense.double().T
             checked(oft_linear(x, few[0], each[0]), by_torch(x, each[0]) @ dense.T, exact)
@@ -114,7 +114,7 @@ def rows_of_group(spec: FormatSpec, name: str) -> Iterator[dict[str, Any]]:
                 for how in (plainly, shared, each)
             )
             yield {
-                "op": "decode", "format": f"{spec.name}-{spec.group_size}", "group": name, "in": width, "M": m,
+                "op": "decode", "format": named(spec), "group": name, "in": width, "M": m,
                 "adapter": f"oft-{b}", "plain_us": plain * 1e6, "one_launch_us": fused * 1e6, "each_us": apart * 1e6,
                 "overhead_one_launch": fused / plain - 1, "overhead_each": apart / plain - 1,
                 "bytes": turns[0].nbytes / sum(packed.nbytes for packed in one),

@@ -24,6 +24,7 @@ from harness import (
     error,
     random_packed,
     reader,
+    rotating,
     seconds,
     share,
     stored,
@@ -32,6 +33,7 @@ from orbit_kernels import FormatSpec, PackedWeight, linear, set_batch_invariant
 from orbit_kernels import dequantize as reference_dequantize
 from orbit_kernels.fast import dequantize
 from orbit_kernels.fast.decode import in_one_wave, in_whole_rows
+from orbit_kernels.fast.dispatch import named
 from torch.nn import functional as F
 
 SPECS = [FormatSpec("int4", 128), FormatSpec("int4", 32), *(FormatSpec(name) for name in ("mxfp4", "nvfp4", "fp8"))]
@@ -43,8 +45,7 @@ def through_scratch(x: torch.Tensor, packed: PackedWeight) -> torch.Tensor:
 
 
 def rows_of(spec: FormatSpec, out: int, width: int) -> list[Row]:
-    few = [random_packed(spec, out, width)]
-    few += [random_packed(spec, out, width) for _ in range(copies(few[0].nbytes) - 1)]
+    few = rotating(spec, out, width)
     dense = [torch.randn(out, width, device="cuda").bfloat16() for _ in range(copies(out * width * 2))]
     read = seconds([reader(words) for words in [stored(packed) for packed in few]])
     reference = reference_dequantize(few[0])
@@ -60,7 +61,7 @@ def rows_of(spec: FormatSpec, out: int, width: int) -> list[Row]:
             assert found <= 1.02 * allowed, (spec, out, width, m, mode, found, allowed)
             ours = seconds([partial(linear, x, packed) for packed in few])
             rows.append({
-                "op": "decode", "format": f"{spec.name}-{spec.group_size}", "mode": mode, "out": out, "in": width,
+                "op": "decode", "format": named(spec), "mode": mode, "out": out, "in": width,
                 "M": m, "us": ours * 1e6, "read_us": read * 1e6, "cublas_bf16_us": cublas * 1e6,
                 "dequantise_cublas_us": scratch * 1e6, "over_read": ours / read, "against_cublas": cublas / ours,
                 "against_dequantise": scratch / ours, "error": found, "error_cublas": allowed,

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +47,17 @@ def arguments(script: str) -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=240.0, help="no further row is begun after these")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     return parser
+
+
+def add_choices(parser: argparse.ArgumentParser, formats: str, tokens: Iterable[int]) -> None:
+    """--formats, --tokens and --shapes, which come as lists."""
+    parser.add_argument("--formats", type=lambda names: [spec_of(name) for name in names.split(",")], default=formats)
+    numbers = ",".join(map(str, tokens))
+    parser.add_argument("--tokens", type=lambda text: [int(m) for m in text.split(",")], default=numbers)
+    shapes = ",".join(f"{out}x{width}" for out, width in SHAPES)
+    parser.add_argument(
+        "--shapes", type=lambda text: [tuple(map(int, shape.split("x"))) for shape in text.split(",")], default=shapes
+    )
 
 
 def compile_beforehand(limit: float = 120.0) -> None:
@@ -106,9 +117,9 @@ def seconds(calls: Sequence[Thunk], replays: int = 15) -> float:
     for call in calls:
         call()
     torch.cuda.synchronize()
-    graph = _captured(calls)
-    rounds = min(-(-LAUNCHES // len(calls)), max(1, int(LONGEST / _replayed(graph, 3))))
+    graph, rounds = _captured(calls), -(-LAUNCHES // len(calls))
     if rounds > 1:
+        rounds = max(1, min(rounds, int(LONGEST / _replayed(graph, 3))))
         graph = _captured(list(calls) * rounds)
     return _replayed(graph, replays) / (rounds * len(calls))
 
@@ -206,6 +217,12 @@ def random_packed(spec: FormatSpec, out: int, width: int) -> PackedWeight:
         scales = torch.rand(-(-out // 128), -(-width // 128), device="cuda") * 1e-3 + 1e-4
         tensors = {"weight": codes.view(torch.float8_e4m3fn), "weight_scale_inv": scales}
     return PackedWeight(spec, (out, width), tensors)
+
+
+def rotating(spec: FormatSpec, out: int, width: int) -> list[PackedWeight]:
+    """As many random weights as keep the L2 cache from helping."""
+    first = random_packed(spec, out, width)
+    return [first, *(random_packed(spec, out, width) for _ in range(copies(first.nbytes) - 1))]
 
 
 def stored(packed: PackedWeight) -> Tensor:

@@ -12,6 +12,7 @@ tinygemm and Marlin get random codes of the right shape in their own layout: the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -24,24 +25,20 @@ GROUP = 128
 INT4, MXFP4 = FormatSpec("int4", GROUP), FORMATS["mxfp4"]
 
 
-def ours(spec: FormatSpec, out: int, width: int, count: int) -> list[Product]:
-    return [partial(partial, linear, packed=packed) for packed in packs(spec, out, width, count)]
+def ours(product: Callable[..., Tensor], spec: FormatSpec, out: int, width: int, count: int) -> list[Product]:
+    """product(x, packed)."""
+    return [partial(partial, product, packed=packed) for packed in packs(spec, out, width, count)]
 
 
-def fast(spec: FormatSpec, out: int, width: int, count: int) -> list[Product]:
-    return [partial(partial, _fast, packed=packed) for packed in packs(spec, out, width, count)]
-
-
-def _fast(x: Tensor, packed: PackedWeight) -> Tensor:
+def fast(x: Tensor, packed: PackedWeight) -> Tensor:
     set_batch_invariant(False)
-    y = linear(x, packed)
-    set_batch_invariant(True)
-    return y
+    try:
+        return linear(x, packed)
+    finally:
+        set_batch_invariant(True)
 
 
-def scratch(spec: FormatSpec, out: int, width: int, count: int) -> list[Product]:
-    through = partial(partial, dense.forward, bias=None, resident=None)
-    return [partial(through, packed=packed) for packed in packs(spec, out, width, count)]
+scratch = partial(dense.forward, bias=None, resident=None)
 
 
 def tinygemm(out: int, width: int, count: int) -> list[Product]:
@@ -105,14 +102,14 @@ W4A16 = Contest(
     name="w4a16",
     entrants={
         "cublas": Entrant(cublas),
-        "int4": Entrant(partial(ours, INT4), of=INT4),
-        "int4_fast": Entrant(partial(fast, INT4), of=INT4, most=16),
-        "int4_scratch": Entrant(partial(scratch, INT4), of=INT4),
+        "int4": Entrant(partial(ours, linear, INT4), of=INT4),
+        "int4_fast": Entrant(partial(ours, fast, INT4), of=INT4, most=16),
+        "int4_scratch": Entrant(partial(ours, scratch, INT4), of=INT4),
         "tinygemm": Entrant(tinygemm, most=256),
         "marlin": Entrant(marlin),
-        "mxfp4": Entrant(partial(ours, MXFP4), of=MXFP4),
-        "mxfp4_fast": Entrant(partial(fast, MXFP4), of=MXFP4, most=16),
-        "mxfp4_scratch": Entrant(partial(scratch, MXFP4), of=MXFP4),
+        "mxfp4": Entrant(partial(ours, linear, MXFP4), of=MXFP4),
+        "mxfp4_fast": Entrant(partial(ours, fast, MXFP4), of=MXFP4, most=16),
+        "mxfp4_scratch": Entrant(partial(ours, scratch, MXFP4), of=MXFP4),
         "ogs": Entrant(ogs, of=MXFP4),
     },
     tokens=(1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),

@@ -20,17 +20,17 @@ from typing import Any
 
 import torch
 from harness import (
-    SHAPES,
     Report,
     Row,
+    add_choices,
     arguments,
     compile_beforehand,
     copies,
     error,
     random_packed,
+    rotating,
     seconds,
     share,
-    spec_of,
 )  # fmt: skip
 from orbit_kernels import FormatSpec, PackedWeight, dequantize
 from orbit_kernels.fast import dense
@@ -97,8 +97,7 @@ def warm(worker: str, specs: list[FormatSpec]) -> None:
 
 
 def rows_of(spec: FormatSpec, out: int, width: int, tokens: list[int], report: Report) -> Iterator[Row]:
-    few = [random_packed(spec, out, width)]
-    few += [random_packed(spec, out, width) for _ in range(copies(few[0].nbytes) - 1)]
+    few = rotating(spec, out, width)
     wide = [torch.randn(out, width, device="cuda").bfloat16() for _ in range(copies(out * width * 2))]
     for m, turned in itertools.product(tokens, (False, True)):
         if report.late:
@@ -185,23 +184,18 @@ def write_table(measured: list[dict[str, Any]], path: str) -> None:
 def main() -> None:
     parser = arguments(__file__)
     parser.add_argument("more", nargs="*", type=Path, help="files that --table reads besides")
-    parser.add_argument("--formats", default="int4-128,int4-32,mxfp4-32,nvfp4-16,fp8-128")
-    parser.add_argument("--tokens", default=",".join(map(str, TOKENS)))
-    parser.add_argument("--shapes", default=",".join(f"{out}x{width}" for out, width in SHAPES))
+    add_choices(parser, "int4-128,int4-32,mxfp4-32,nvfp4-16,fp8-128", TOKENS)
     parser.add_argument("--table", default="", help="no measuring: write this table from the files")
     options = parser.parse_args()
     if options.table:
         rows = [row for path in [options.path, *options.more] for row in json.loads(path.read_text())["rows"]]
         return write_table(rows, options.table)
-    specs = [spec_of(name) for name in options.formats.split(",")]
     if options.worker:
-        return warm(options.worker, specs)
+        return warm(options.worker, options.formats)
     compile_beforehand()
     report = Report(options)
-    tokens = [int(m) for m in options.tokens.split(",")]
-    shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes.split(",")]
-    for spec, (out, width) in itertools.product(specs, shapes):
-        for row in rows_of(spec, out, width, tokens, report):
+    for spec, (out, width) in itertools.product(options.formats, options.shapes):
+        for row in rows_of(spec, out, width, options.tokens, report):
             report.add(row)
 
 

@@ -1,4 +1,5 @@
-"""Times every way to share out rows in `decode_rows`, beside `decode_wave`: the data behind `fast.decode_rows.share`.
+"""Times every way to share out rows in `decode_rows`, beside `decode_wave` where that takes the weight (FP8: not): the
+data behind `fast.decode_rows.share`.
 
     python kernels/bench/tune_rows.py OUT.json [--formats int4-128,mxfp4-32] [--tokens 1,8,16] [--shapes 9728x2560,..]
 
@@ -12,23 +13,24 @@ from functools import partial
 
 import torch
 from harness import (
-    SHAPES,
     Report,
     Row,
+    add_choices,
     arguments,
     compile_beforehand,
-    copies,
     error,
     random_packed,
     reader,
+    rotating,
     seconds,
-    spec_of,
+    share,
     stored,
 )
-from harness import share as part_of
 from orbit_kernels import dequantize
 from orbit_kernels.fast.decode_rows import MOST, Share, decode_rows
 from orbit_kernels.fast.decode_wave import WAVE, decode_wave
+from orbit_kernels.fast.decode_wave import supports as wave_supports
+from orbit_kernels.fast.dispatch import named
 from torch.nn import functional as F
 
 
@@ -44,17 +46,12 @@ def candidates(out: int) -> list[Share]:
 
 def main() -> None:
     parser = arguments(__file__)
-    parser.add_argument("--formats", default="int4-128")
-    parser.add_argument("--tokens", default="1,8,16")
-    parser.add_argument("--shapes", default=",".join(f"{out}x{width}" for out, width in SHAPES))
+    add_choices(parser, "int4-128", (1, 8, 16))
     options = parser.parse_args()
-    specs = [spec_of(name) for name in options.formats.split(",")]
-    tokens = [int(m) for m in options.tokens.split(",")]
-    shapes = [(int(out), int(width)) for out, width in (shape.split("x") for shape in options.shapes.split(","))]
-    work = list(itertools.product(specs, shapes, tokens))
+    work = list(itertools.product(options.formats, options.shapes, options.tokens))
     if options.worker:
         each = [(*one, chosen) for one in work for chosen in candidates(one[1][0])]
-        for spec, (out, width), m, chosen in part_of(each, options.worker):
+        for spec, (out, width), m, chosen in share(each, options.worker):
             packed, x = random_packed(spec, out, width), torch.randn(m, width, device="cuda").bfloat16()
             for _ in range(2):  # weights written just before, and at rest
                 decode_rows(x, packed, chosen=chosen)
@@ -65,14 +62,14 @@ def main() -> None:
     for spec, (out, width), m in work:
         if report.late:
             break
-        some = [random_packed(spec, out, width)]
-        some += [random_packed(spec, out, width) for _ in range(copies(some[0].nbytes) - 1)]
+        some = rotating(spec, out, width)
         x, dense = torch.randn(m, width, device="cuda").bfloat16(), dequantize(some[0])
         exact = x.double() @ dense.double().T
         allowed = 1.02 * error(F.linear(x, dense), exact)
-        row: Row = {"format": f"{spec.name}-{spec.group_size}", "out": out, "in": width, "M": m}
+        row: Row = {"format": named(spec), "out": out, "in": width, "M": m}
         row["read_us"] = seconds([reader(stored(packed)) for packed in some]) * 1e6
-        row["wave_us"] = seconds([partial(decode_wave, x, packed) for packed in some]) * 1e6
+        if wave_supports(some[0]):
+            row["wave_us"] = seconds([partial(decode_wave, x, packed) for packed in some]) * 1e6
         ways: list[tuple[float, ...]] = []
         for chosen in candidates(out):
             found = decode_rows(x, some[0], chosen=chosen)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,12 @@ NAMES = {
     "int4-128": "INT4, group 128", "int4-32": "INT4, group 32", "mxfp4-32": "MXFP4", "nvfp4-16": "NVFP4",
     "fp8-128": "FP8",
 }  # fmt: skip
-SHAPES = [(9728, 2560), (2560, 9728), (4096, 2560), (7168, 2048), (2048, 7168)]
 ENTRANTS = {
     "int4": "INT4, `linear`", "int4_fast": "INT4, fast", "tinygemm": "torch's tinygemm", "marlin": "Marlin",
     "int4_scratch": "dequantise + cuBLAS", "mxfp4": "MXFP4, `linear`", "mxfp4_fast": "MXFP4, fast",
     "ogs": "triton_kernels",
 }  # fmt: skip
-FEW, MANY = (1, 4, 8, 16, 32, 64), (64, 128, 256, 512, 1024, 2048, 4096)
-OPERATIONS = ("forward", "dX")
+OPERATIONS = {"forward": "forward", "dX": "dX"}
 Rows = list[dict[str, Any]]
 
 
@@ -48,6 +46,13 @@ def chosen(rows: Rows, **wanted: object) -> Rows:
     return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 
 
+def under(titles: dict[str, str], rows: Rows, key: str, by: str) -> Iterator[tuple[list[object], Rows]]:
+    """Of each title and each number under `by`: how its line begins, and the rows with both."""
+    for name, title in titles.items():
+        for i, number in enumerate(sorted({row[by] for row in rows})):
+            yield ["" if i else title, number], chosen(rows, **{key: name, by: number})
+
+
 def span(values: Iterable[float], places: int = 2) -> str:
     """The least and the largest; nothing of nothing."""
     ends = [f"{value:.{places}f}" for value in sorted(values)]
@@ -61,25 +66,24 @@ def table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
 
 def decode() -> str:
     rows, lines = rows_of("decode.json"), []
-    for name, title in NAMES.items():
-        for m in FEW:
-            kept, fast = (chosen(rows, format=name, M=m, mode=mode) for mode in ("invariant", "fast"))
-            some = f" ({len(fast)} shapes)" if 0 < len(fast) < len(SHAPES) else ""
-            lines.append([
-                title if m == FEW[0] else "", m,
-                *(span(row[key] for row in kept) for key in ("over_read", "against_cublas", "against_dequantise")),
-                span(row["over_read"] for row in fast) + some, span(row["against_cublas"] for row in fast),
-            ])  # fmt: skip
+    for begin, mine in under(NAMES, rows, "format", "M"):
+        kept, fast = (chosen(mine, mode=mode) for mode in ("invariant", "fast"))
+        some = f" ({len(fast)} shapes)" if 0 < len(fast) < len(kept) else ""
+        lines.append([
+            *begin, *(span(row[key] for row in kept) for key in ("over_read", "against_cublas", "against_dequantise")),
+            span(row["over_read"] for row in fast) + some, span(row["against_cublas"] for row in fast),
+        ])  # fmt: skip
     head = ["decode", "M", "time / read", "speed / cuBLAS BF16", "speed / (dequantise + cuBLAS)"]
     return table([*head, "fast: time / read", "fast: / cuBLAS BF16"], lines)
 
 
 def decode_by_shape() -> str:
-    rows, names, few = rows_of("decode.json"), [name for name in NAMES if name != "int4-32"], FEW[:4]
+    rows, names = chosen(rows_of("decode.json"), mode="fast"), [name for name in NAMES if name != "int4-32"]
+    few = sorted({row["M"] for row in rows})
     head = [f"{NAMES[name]}: M = {m}" if m == few[0] else str(m) for name in names for m in few]
     lines = []
-    for out, width in SHAPES:
-        mine = chosen(rows, **{"mode": "fast", "out": out, "in": width})
+    for out, width in dict.fromkeys((row["out"], row["in"]) for row in rows):
+        mine = chosen(rows, **{"out": out, "in": width})
         cells = [span(row["over_read"] for row in chosen(mine, format=name, M=m)) for name in names for m in few]
         lines.append([f"{out}x{width}", *cells])
     return table(["out x in", *head], lines)
@@ -102,29 +106,27 @@ def scratch(row: dict[str, Any]) -> float:
     return float(row["scratch_us"])
 
 
+def against_cublas(mine: Rows) -> list[str]:
+    return [span(row["cublas_us"] / way(row) for row in mine) for way in (taken, fused, scratch)]
+
+
 def dense_int4() -> str:
-    rows, lines = rows_of("dense_int4.json", "dense_int4_32.json"), []
-    for operation in OPERATIONS:
-        for m in MANY:
-            mine = chosen(rows, op=operation, M=m)
-            ways = [span(row["cublas_us"] / way(row) for row in mine) for way in (taken, fused, scratch)]
-            name = operation if m == MANY[0] else ""
-            lines.append([name, m, *ways, span(scratch(row) / taken(row) for row in mine)])
+    rows = rows_of("dense_int4.json", "dense_int4_32.json")
+    lines = [
+        [*begin, *against_cublas(mine), span(scratch(row) / taken(row) for row in mine)]
+        for begin, mine in under(OPERATIONS, rows, "op", "M")
+    ]
     beside = " / cuBLAS BF16"
     head = ["dense INT4", "M", *(way + beside for way in ("taken", "fused", "scratch")), "taken / scratch"]
     return table(head, lines)
 
 
 def dense_formats() -> str:
-    rows, lines, names = rows_of("dense_formats.json"), [], ("mxfp4-32", "fp8-128", "nvfp4-16")
-    for operation in OPERATIONS:
-        for m in MANY:
-            of_format = (chosen(rows, op=operation, M=m, format=name) for name in names)
-            cells = (
-                "; ".join(span(row["cublas_us"] / way(row) for row in mine) for way in (taken, fused, scratch))
-                for mine in of_format
-            )
-            lines.append([operation if m == MANY[0] else "", m, *cells])
+    names = ("mxfp4-32", "fp8-128", "nvfp4-16")
+    lines = [
+        [*begin, *("; ".join(against_cublas(chosen(mine, format=name))) for name in names)]
+        for begin, mine in under(OPERATIONS, rows_of("dense_formats.json"), "op", "M")
+    ]
     return table(["dense", "M", "MXFP4", "FP8 (weight only)", "NVFP4"], lines)
 
 
@@ -146,19 +148,15 @@ def peers() -> str:
 
 
 def grouped() -> str:
-    rows, names, lines = rows_of("grouped.json"), ("int4-32", "mxfp4-32", "fp8-128", "nvfp4-16"), []
-    for operation in OPERATIONS:
-        for i, tokens in enumerate(sorted({row["tokens"] for row in rows})):
-            cells = []
-            for name in names:
-                mine = chosen(rows, op=operation, tokens=tokens, format=name)
-                beside = (
-                    span((row[f"{rival}_ms"] / row["default_ms"] for row in mine), 1) for rival in ("loop", "general")
-                )
-                cells.append("; ".join([span((row["TFLOPs"] for row in mine), 0), *beside]))
-            int4 = chosen(rows, op=operation, tokens=tokens, format=names[0])
-            against = span(row["bf16_ms"] / row["default_ms"] for row in int4)
-            lines.append(["" if i else operation, tokens, *cells, against])
+    names, lines = ("int4-32", "mxfp4-32", "fp8-128", "nvfp4-16"), []
+    for begin, mine in under(OPERATIONS, rows_of("grouped.json"), "op", "tokens"):
+        cells = []
+        for name in names:
+            some = chosen(mine, format=name)
+            beside = (span((row[f"{who}_ms"] / row["default_ms"] for row in some), 1) for who in ("loop", "general"))
+            cells.append("; ".join([span((row["TFLOPs"] for row in some), 0), *beside]))
+        against = span(row["bf16_ms"] / row["default_ms"] for row in chosen(mine, format=names[0]))
+        lines.append([*begin, *cells, against])
     head = ["grouped: TFLOP/s; speed / loop; speed / general", "tokens", "INT4 group 32", "MXFP4", "FP8", "NVFP4"]
     return table([*head, "INT4: speed / BF16"], lines)
 
