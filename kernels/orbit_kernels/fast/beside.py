@@ -193,18 +193,24 @@ def low_rank(
         if helper < NARROW:
             row = of_slot(A, slot, K * RANK, SLOT) + tl.minimum(tl.arange(0, PADDED), RANK - 1) * K
             fetch(row + first * 256, tl.broadcast_to((last - first) * 512, [PADDED]))
-        of_tile = of_slot(B, slot, N * RANK, SLOT) + helper * (ROWS * RANK) + tl.arange(0, 1)
-        fetch(of_tile, tl.full([1], ROWS * RANK * 2, tl.int32))
+        if helper < N // ROWS:
+            of_tile = of_slot(B, slot, N * RANK, SLOT) + helper * (ROWS * RANK) + tl.arange(0, 1)
+            fetch(of_tile, tl.full([1], ROWS * RANK * 2, tl.int32))
         gdc_launch_dependents()
         gdc_wait()
+    A = of_slot(A, slot, K * RANK, SLOT)
+    lies = place % PER * PIECES + place // PER if PER > 1 else place  # where x has its columns
+    acc = tl.zeros([64, TOKENS], tl.float32)
+    # All helpers multiply, those without a share zeros: of a product in a branch ptxas keeps what addresses operands,
+    # and gives it to the product below where the branch was not taken.
+    for ahead in tl.static_range(SHARE):
+        step = first + ahead
+        there = (m[:, None] < M) & (step < last)
+        columns = tl.load(x + m[:, None] * K + step * 256 + lies[None, :], mask=there, other=0.0)
+        there = (r[:, None] < RANK) & (step < last)
+        a = tl.load(A + r[:, None] * K + step * 256 + place[None, :], mask=there, other=0.0)
+        acc = tl.dot(a, tl.trans(columns), acc, input_precision="ieee")
     if helper < NARROW:
-        A = of_slot(A, slot, K * RANK, SLOT)
-        lies = place % PER * PIECES + place // PER if PER > 1 else place  # where x has its columns
-        acc = tl.zeros([64, TOKENS], tl.float32)
-        for step in tl.range(first, last, num_stages=1):
-            columns = tl.load(x + m[:, None] * K + step * 256 + lies[None, :], mask=m[:, None] < M, other=0.0)
-            a = tl.load(A + r[:, None] * K + step * 256 + place[None, :], mask=r[:, None] < RANK, other=0.0)
-            acc = tl.dot(a, tl.trans(columns), acc, input_precision="ieee")
         keep(narrowed, acc, helper, 0, 1)
         tl.debug_barrier()  # every thread has written before one announces it
         tl.atomic_add(flag, 1, sem="release", scope="gpu")
