@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from orbit_kernels import FormatSpec, PackedWeight, dequantize
 from orbit_kernels.fast import dense
 from orbit_kernels.fast.decode import MAX_TOKENS, decode
 from orbit_kernels.fast.dense_packed import dense_packed
-from orbit_kernels.fast.dispatch import named
+from orbit_kernels.fast.dispatch import MOST, named
 from orbit_kernels.fast.packed_launch import ROUND, Cut
 from orbit_kernels.fast.packed_pieces import STEP
 from torch.nn import functional as F
@@ -138,12 +138,12 @@ def entries(rows: list[Row]) -> list[tuple[int, str | tuple[int, ...]]]:
     where that costs at most SLACK. The last entry, of all larger numbers, adds nothing up: counters are limited."""
     found: list[tuple[int, str | tuple[int, ...]]] = []
     before: object = None
-    rows = sorted(rows, key=lambda row: int(row["M"]))
-    for row in rows:
-        ways: list[tuple[float, str | tuple[int, ...]]] = [(row["scratch_us"], "scratch")]
+    ways: list[tuple[float, str | tuple[int, ...]]] = []
+    for row in sorted(rows, key=lambda row: int(row["M"])):
+        ways = [(row["scratch_us"], "scratch")]
         if "decode_us" in row:
             ways.append((row["decode_us"], "decode"))
-        ways += [(us, tuple(way)) for us, *way in row.get("ways", []) if row is not rows[-1] or whole(way)]
+        ways += [(us, tuple(way)) for us, *way in row.get("ways", [])]
         ways.sort(key=lambda way: way[0])
         alike = [way for way in ways if bits(way[1]) == before and way[0] <= SLACK * ways[0][0]]
         way = (alike or ways)[0][1]
@@ -153,12 +153,14 @@ def entries(rows: list[Row]) -> list[tuple[int, str | tuple[int, ...]]]:
         if found and found[-1][1] == way:
             found.pop()
         found.append((row["M"], way))
-    found[-1] = (1 << 30, found[-1][1])
-    return found
+    if not whole(found[-1][1]):
+        found.append((0, next(way for _, way in ways if whole(way))))
+    return [*found[:-1], (1 << 30, found[-1][1])]
 
 
-def whole(way: Sequence[int]) -> bool:
-    return way[3] == 1 and len(way) < 6
+def whole(way: str | tuple[int, ...]) -> bool:
+    """Whether it cuts no sum."""
+    return isinstance(way, str) or (way[3] == 1 and len(way) < 6)
 
 
 def bits(way: str | tuple[int, ...]) -> str | tuple[int, ...]:
@@ -167,11 +169,14 @@ def bits(way: str | tuple[int, ...]) -> str | tuple[int, ...]:
 
 
 def write_table(measured: list[dict[str, Any]], path: str) -> None:
-    """What was measured twice counts as it was first."""
+    """What was measured twice counts as it was first; a weight that was not measured as far as the rule goes is left to
+    the rule."""
     lines = []
     keys = ("op", "format", "out", "in")
     for weight in sorted({tuple(row[key] for key in keys) for row in measured}):
         mine = {row["M"]: row for row in reversed(measured) if tuple(row[key] for key in keys) == weight}
+        if max(mine) < MOST:
+            continue
         inner = "".join(
             f"        ({most}, {json.dumps(way) if isinstance(way, str) else way}),\n"
             for most, way in entries(list(mine.values()))

@@ -59,7 +59,7 @@ def test_a_weight_that_no_table_lists_is_decoded_then_cut_by_rule_then_goes_thro
 def test_the_rule_finds_nearly_the_best_that_measuring_found():
     results = Path(__file__).resolve().parents[2] / "kernels" / "bench" / "results"
     longer = []
-    for name in ("dense_int4", "dense_int4_32", "dense_formats"):
+    for name in ("dense_int4", "dense_int4_32", "dense_fp8", "dense_formats"):
         for row in json.loads((results / f"{name}.json").read_text())["rows"]:
             if row["M"] <= MOST:
                 made, length = (row["out"], row["in"]) if row["op"] == "forward" else (row["in"], row["out"])
