@@ -113,8 +113,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     commits = [commit.metrics for commit in RolloutReader(open_store(options.store), run_id).commits()]
     result["curve"] = {name: [float(f"{m[name]:.4g}") for m in commits if name in m] for name in CURVE}
     late = commits[3:] or commits  # kernels are compiled, allocators warm
-    result["seconds_per_step"] = {name: statistics.median(m[name] for m in late) for name in PARTS}
-    result["seconds_per_step"]["all"] = statistics.median(sum(m[name] for name in PARTS) for m in late)
+    if late:
+        result["seconds_per_step"] = {name: statistics.median(m[name] for m in late) for name in PARTS}
+        result["seconds_per_step"]["all"] = statistics.median(sum(m[name] for name in PARTS) for m in late)
     return result
 
 
