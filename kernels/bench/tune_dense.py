@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
@@ -177,13 +177,21 @@ def write_table(measured: list[dict[str, Any]], path: str) -> None:
         mine = {row["M"]: row for row in reversed(measured) if tuple(row[key] for key in keys) == weight}
         if max(mine) < MOST:
             continue
-        inner = "".join(
-            f"        ({most}, {json.dumps(way) if isinstance(way, str) else way}),\n"
-            for most, way in entries(list(mine.values()))
-        )
+        found = entries(list(mine.values()))
+        inner = filled(f"({most}, {json.dumps(way) if isinstance(way, str) else way})," for most, way in found)
         lines.append(f"    {json.dumps(weight).replace('[', '(').replace(']', ')')}: (\n{inner}    ),\n")
     text = Path(path).read_text()
-    Path(path).write_text(text[: text.index("] = {") + len("] = {")] + "\n" + "".join(lines) + "}\n")
+    Path(path).write_text(text[: text.index("] = {") + len("] = {")] + "\n" + "".join(lines) + "}  # fmt: skip\n")
+
+
+def filled(words: Iterable[str], width: int = 120, indent: str = " " * 8) -> str:
+    """As many words a line as fit."""
+    lines = [indent]
+    for word in words:
+        if len(lines[-1]) + len(word) > width:
+            lines.append(indent)
+        lines[-1] += word + " "
+    return "".join(line.rstrip() + "\n" for line in lines)
 
 
 def main() -> None:
