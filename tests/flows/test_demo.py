@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processor_time import processor_seconds
+from processor_time import addition_seconds, processor_seconds
 
 CHAOS = Path(__file__).parents[1] / "chaos" / "chaos.py"
 ENOUGH = 25  # steps after which true rewards have taught most of it
@@ -23,7 +23,7 @@ def orbit(store: Path, home: Path, *arguments: str) -> Outcome:
     command = [sys.executable, "-m", "flows.cli", "demo", "--json", "--store", str(store), *arguments]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment |= {"PREFECT_HOME": str(home)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     outcome: Outcome = json.loads(done.stdout.strip().split("\n")[-1])
     return outcome | {"processor": processor_seconds() - before}
@@ -50,7 +50,9 @@ def test_the_demo_learns_within_its_limits(demo: Outcome) -> None:
     assert demo["accuracy_after"] >= 0.95
     assert demo["logprob_gap_mean"] <= 1e-6
     assert 0 < demo["max_orthogonality_error"] < 1e-2
-    assert demo["processor"] < 300  # 120 s by the clock on two idle cores; this only catches one that became slow
+    # 120 s by the clock on two idle cores; this only catches one that became slow, on a machine that may be half as
+    # fast one day as another
+    assert demo["processor"] < 1000 * addition_seconds()
 
 
 def test_what_it_made_lies_where_it_says(demo: Outcome) -> None:
@@ -73,7 +75,7 @@ def test_the_same_demo_again_reuses_every_step(demo: Outcome, store: Path, home:
     again = orbit(store, home)
     assert set(again["reused"]) == set(again["seconds"]) - {"total"}
     assert again["adapter_digest"] == demo["adapter_digest"]
-    assert again["processor"] < 40  # 8.5 s by the clock on two idle cores
+    assert again["processor"] < 130 * addition_seconds()  # 8.5 s by the clock on two idle cores
 
 
 def test_shuffled_rewards_teach_nothing(demo: Outcome, store: Path, home: Path) -> None:
