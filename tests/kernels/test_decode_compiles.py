@@ -7,15 +7,11 @@ come before every other that follows it, on every path.
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from compiling import run_compiling
 
-ROOT = Path(__file__).resolve().parents[2]
 COMPILE = """
 import sys
 from pathlib import Path
@@ -55,10 +51,8 @@ def blocks_of(ptx: str) -> tuple[list[int], list[set[int]]]:
     body = re.search(r"\.entry .*?\{(.*)\n\}", ptx, re.S)
     assert body
     for line in map(str.strip, body[1].splitlines()):
-        label, jump = (
-            re.match(r"(\$L__BB\w+):", line),
-            re.match(r"(@\S+\s+)?(bra(?:\.uni)?\s+\$L__BB\w+|ret|exit);", line),
-        )
+        label = re.match(r"(\$L__BB\w+):", line)
+        jump = re.match(r"(@\S+\s+)?(bra(?:\.uni)?\s+\$L__BB\w+|ret|exit);", line)
         if label or ends[-1]:
             products.append(0)
             ends.append("")
@@ -108,11 +102,5 @@ def gone_round(ptx: str) -> list[tuple[int, int]]:
 )
 def test_no_product_follows_one_that_a_branch_may_have_gone_round(tmp_path, arguments):
     pytest.importorskip("triton")
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "kernels"), "TRITON_CACHE_DIR": str(tmp_path)}
-    script = tmp_path / "compile.py"  # a file, because Triton reads a kernel's source
-    script.write_text(COMPILE)
-    done = subprocess.run(
-        [sys.executable, script, tmp_path, *map(str, arguments)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_compiling(COMPILE, tmp_path, *arguments)
     assert gone_round((tmp_path / "decode.ptx").read_text()) == []

@@ -6,14 +6,12 @@ it finds that registers in use would be overwritten.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from compiling import run_compiling
 
-ROOT = Path(__file__).resolve().parents[2]
 COMPILE = """
 import sys
 from pathlib import Path
@@ -164,13 +162,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_for_hopper_the_products_neither_spill_nor_serialise(tmp_path, case):
     triton = pytest.importorskip("triton")
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "kernels"), "TRITON_CACHE_DIR": str(tmp_path)}
     code, *arguments = CASES[case]
-    script = tmp_path / "compile.py"  # a file, because Triton reads a kernel's source
-    script.write_text(code)
-    command = [sys.executable, script, tmp_path, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_compiling(code, tmp_path, *arguments)
     ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     assembled = list(tmp_path.glob("*.ptx"))
     assert len(assembled) == (4 if case == "nvfp4" else 2 if case == "w8a8" else 3)
